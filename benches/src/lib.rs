@@ -1,0 +1,1 @@
+//! What is measured against the raw limits and the peers.

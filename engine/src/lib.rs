@@ -1,0 +1,1 @@
+//! The Seqcast engine: one process per NIC that runs servers, clients and archives.

@@ -1,0 +1,1 @@
+//! The seqcast command: labs, data, archives.
