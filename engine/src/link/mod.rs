@@ -1,0 +1,138 @@
+//! How frames move between engines.
+//!
+//! A [`Link`] receives and sends UDP datagrams in batches. Received frames are owned tokens: the
+//! protocol may keep one (out-of-order data waits in its receive frame) and dropping it gives the
+//! memory back to the link. Nothing here knows what the bytes mean.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+pub mod udp;
+#[cfg(feature = "xdp")]
+pub mod xdp;
+
+/// One received datagram.
+#[derive(Debug)]
+pub struct Datagram<F> {
+    /// Who sent it.
+    pub from: SocketAddrV4,
+    /// Where it was sent: a joined group or the link's own address.
+    pub to: SocketAddrV4,
+    /// The UDP payload; dropping it returns the memory to the link.
+    pub frame: F,
+}
+
+/// What a link has moved and dropped since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LinkStats {
+    /// Datagrams handed to the engine.
+    pub received: u64,
+    /// Payload bytes handed to the engine.
+    pub received_bytes: u64,
+    /// Datagrams handed to the kernel or the NIC.
+    pub sent: u64,
+    /// Payload bytes handed to the kernel or the NIC.
+    pub sent_bytes: u64,
+    /// Sends refused because no transmit frame was free.
+    pub send_full: u64,
+    /// Unicast datagrams that took the kernel's path because the neighbour was not known yet.
+    pub sent_by_kernel: u64,
+    /// Datagrams that the kernel dropped because the receive ring or buffer was full.
+    pub receive_dropped: u64,
+    /// Datagrams dropped on purpose by a configured fault.
+    pub fault_dropped: u64,
+    /// Datagrams that were cut short, malformed or not for this link.
+    pub malformed: u64,
+    /// System calls made to receive, send or wait.
+    pub syscalls: u64,
+}
+
+/// A share of arriving datagrams to drop, for tests and labs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fault {
+    /// Share of arriving datagrams dropped at random, 0.0 to 1.0.
+    pub drop_share: f64,
+    /// Index (from 0) of the arriving datagram at which a burst of losses starts.
+    pub burst_at: u64,
+    /// How many datagrams in a row the burst drops; 0 means no burst.
+    pub burst_len: u64,
+    /// Seed of the random choice.
+    pub seed: u64,
+}
+
+/// A way for datagrams to move in and out of one network interface.
+pub trait Link {
+    /// An owned received payload.
+    type Frame: AsRef<[u8]>;
+
+    /// Hands at most `max` waiting datagrams to `each`, in order of arrival, and returns how many.
+    /// Never blocks.
+    ///
+    /// # Errors
+    /// When the interface is gone or the kernel refuses for good; a full or empty queue is no error.
+    fn receive(&mut self, max: usize, each: impl FnMut(Datagram<Self::Frame>)) -> io::Result<usize>;
+
+    /// Builds one datagram in place and queues it. `build` gets a buffer of [`Link::max_payload`]
+    /// bytes and returns how many it used; 0 sends nothing. Returns false, without calling
+    /// `build`, when no transmit frame is free: call [`Link::flush`] and try again.
+    fn send(&mut self, to: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool;
+
+    /// Hands everything queued to the kernel or NIC and takes back finished frames.
+    ///
+    /// # Errors
+    /// As for [`Link::receive`].
+    fn flush(&mut self) -> io::Result<()>;
+
+    /// Starts receiving what is sent to `group`.
+    ///
+    /// # Errors
+    /// When the address is not multicast or the kernel refuses to join.
+    fn join(&mut self, group: SocketAddrV4) -> io::Result<()>;
+
+    /// Waits until a datagram may be waiting, `wake` is readable, or the time is over.
+    ///
+    /// # Errors
+    /// As for [`Link::receive`].
+    fn wait(&mut self, wake: BorrowedFd<'_>, timeout: Duration) -> io::Result<()>;
+
+    /// The largest UDP payload that fits one frame, in bytes.
+    fn max_payload(&self) -> usize;
+
+    /// Where unicast datagrams reach this link.
+    fn local(&self) -> SocketAddrV4;
+
+    /// What is in force, for people: `xdp driver copy queue 0 of veth0`, `udp on lo`.
+    fn mode(&self) -> String;
+
+    /// Counters since opening.
+    fn stats(&mut self) -> LinkStats;
+}
+
+/// Checks that a group is one that a stream may use.
+///
+/// # Errors
+/// Names the address and what is wrong with it.
+pub fn check_group(group: SocketAddrV4) -> io::Result<()> {
+    let wrong = if !group.ip().is_multicast() {
+        "is not a multicast address (224.0.0.0 to 239.255.255.255)"
+    } else if group.port() == 0 {
+        "has no port"
+    } else if group.ip().octets()[..3] == [224, 0, 0] {
+        "is link-local control traffic (224.0.0.x), which switches flood"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("group {group} {wrong}; use an address in 239.0.0.0/8"),
+    ))
+}
+
+/// The Ethernet address that a multicast group maps to (RFC 1112, section 6.4).
+#[must_use]
+pub fn group_mac(group: Ipv4Addr) -> [u8; 6] {
+    let [_, b, c, d] = group.octets();
+    [0x01, 0x00, 0x5e, b & 0x7f, c, d]
+}
