@@ -4,8 +4,14 @@
 //! state machine can reach a socket, a file, a clock, a thread or a random source of its own: the
 //! engine and the tests drive exactly the same code.
 #![no_std]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+pub mod ranges;
+pub mod rng;
 pub mod seq;
+pub mod time;
+pub mod wire;

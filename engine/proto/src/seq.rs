@@ -81,10 +81,7 @@ impl SeqRange {
     #[must_use]
     pub fn of(first: Seq, count: u32) -> Option<SeqRange> {
         let last = first.0.checked_add(count.checked_sub(1)?)?;
-        (last <= Seq::LAST.0).then_some(SeqRange {
-            first,
-            last: Seq(last),
-        })
+        (last <= Seq::LAST.0).then_some(SeqRange { first, last: Seq(last) })
     }
 
     /// How many numbers the range holds, at least 1.
@@ -172,7 +169,10 @@ mod tests {
     #[test]
     fn ranges_meet_and_split() {
         let r = SeqRange::of(Seq(10), 10).unwrap();
-        assert_eq!(r.intersect(SeqRange::of(Seq(15), 20).unwrap()), SeqRange::of(Seq(15), 5));
+        assert_eq!(
+            r.intersect(SeqRange::of(Seq(15), 20).unwrap()),
+            SeqRange::of(Seq(15), 5)
+        );
         assert_eq!(r.intersect(SeqRange::of(Seq(20), 1).unwrap()), None);
         assert_eq!(r.prefix(3), SeqRange::of(Seq(10), 3).unwrap());
         assert_eq!(r.prefix(99), r);
