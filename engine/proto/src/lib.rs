@@ -10,6 +10,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod gaps;
+pub mod io;
 pub mod ranges;
 pub mod rng;
 pub mod seq;

@@ -1,0 +1,495 @@
+//! What is missing, whom to ask for it, and when.
+//!
+//! Clients and archives share this. A gap is asked for at the archive first, then at the server,
+//! then again with growing pauses, until it is found, refused for good by everyone, or too old.
+
+use alloc::vec::Vec;
+use core::net::SocketAddrV4;
+
+use crate::io::Outbox;
+use crate::rng::Rng;
+use crate::seq::{Seq, SeqRange, Session, Stream};
+use crate::time::{MICROS, MILLIS, Nanos, Now, RoundTrip, SECONDS};
+use crate::wire::{Kind, MAX_RANGES, Reason, Stamp, flags};
+
+/// Most archives that are asked in turn.
+pub const MAX_ARCHIVES: usize = 8;
+
+/// How repairs are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct GapConfig {
+    /// How long to wait for frames that overtook each other before asking; 0 on a single path.
+    pub reorder: Nanos,
+    /// A random pause of up to this long before the first NAK, so that many clients that missed
+    /// the same frame do not ask at once; 0 asks at once.
+    pub backoff: Nanos,
+    /// Time-out of the first NAK, before any round trip was measured.
+    pub initial_timeout: Nanos,
+    /// Lowest time-out.
+    pub min_timeout: Nanos,
+    /// Highest time-out and longest pause between two tries.
+    pub max_timeout: Nanos,
+    /// After this long a gap is given up and reported as lost.
+    pub give_up: Nanos,
+    /// Most messages that are asked for and not yet answered at any time.
+    pub ask_window: u32,
+    /// Most separate gaps tracked; beyond, neighbours are joined and some messages asked for in
+    /// vain.
+    pub max_gaps: usize,
+}
+
+impl Default for GapConfig {
+    fn default() -> GapConfig {
+        GapConfig {
+            reorder: 0,
+            backoff: 0,
+            initial_timeout: 20 * MILLIS,
+            min_timeout: 500 * MICROS,
+            max_timeout: 500 * MILLIS,
+            give_up: 30 * SECONDS,
+            ask_window: 8192,
+            max_gaps: 1024,
+        }
+    }
+}
+
+/// Who can be asked.
+#[derive(Clone, Debug, Default)]
+pub struct Parties {
+    archives: [Option<SocketAddrV4>; MAX_ARCHIVES],
+    /// The server's address, once known.
+    pub server: Option<SocketAddrV4>,
+    /// Whether an archive exists, known by address or not. Then no message is given up on the
+    /// server's word alone.
+    pub archived: bool,
+}
+
+impl Parties {
+    /// Takes the archives that a heartbeat names. Archives that stay keep their place.
+    pub fn set_archives(&mut self, named: impl Iterator<Item = SocketAddrV4> + Clone) {
+        for place in &mut self.archives {
+            if place.is_some_and(|a| named.clone().all(|n| n != a)) {
+                *place = None;
+            }
+        }
+        for addr in named {
+            if !self.archives.contains(&Some(addr))
+                && let Some(free) = self.archives.iter_mut().find(|p| p.is_none())
+            {
+                *free = Some(addr);
+            }
+        }
+    }
+
+    /// The `n`-th known archive, counted round and round.
+    fn archive(&self, n: u32) -> Option<(usize, SocketAddrV4)> {
+        let known = self.archives.iter().flatten().count() as u32;
+        let n = n.checked_rem(known)? as usize;
+        self.places().nth(n)
+    }
+
+    fn places(&self) -> impl Iterator<Item = (usize, SocketAddrV4)> + '_ {
+        self.archives.iter().enumerate().filter_map(|(i, a)| Some((i, (*a)?)))
+    }
+
+    fn place_of(&self, addr: SocketAddrV4) -> Option<usize> {
+        self.places().find(|(_, a)| *a == addr).map(|(i, _)| i)
+    }
+
+    fn nobody(&self) -> bool {
+        self.server.is_none() && self.places().next().is_none()
+    }
+
+    /// Whether everyone who could have a number has refused it for good.
+    fn all_refuse(&self, refused_by: u16) -> bool {
+        let all: u16 = self.places().map(|(i, _)| 1 << i).sum();
+        let archives_done = if all == 0 {
+            !self.archived
+        } else {
+            refused_by & all == all
+        };
+        archives_done && self.server.is_some() && refused_by & REFUSED_BY_SERVER != 0
+    }
+}
+
+const REFUSED_BY_SERVER: u16 = 1 << MAX_ARCHIVES;
+
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    range: SeqRange,
+    born: Nanos,
+    /// When to ask, or to ask again.
+    due: Nanos,
+    asked_at: Nanos,
+    /// Even: the archive's turn; odd: the server's.
+    tries: u32,
+    /// Asked, and neither answered nor timed out.
+    open: bool,
+    /// One bit a party that will never have it.
+    refused_by: u16,
+}
+
+/// The gaps of one session, ascending and disjoint.
+#[derive(Debug)]
+pub struct Gaps {
+    config: GapConfig,
+    list: Vec<Gap>,
+    batch: Vec<(SocketAddrV4, bool, SeqRange)>,
+    rtt: RoundTrip,
+    rng: Rng,
+    next_due: Nanos,
+    /// Something could not be asked because the window was full.
+    held_back: bool,
+    /// NAK frames sent.
+    pub naks: u64,
+}
+
+impl Gaps {
+    /// No gaps. All memory is taken now; `seed` decides the random pauses.
+    #[must_use]
+    pub fn new(config: GapConfig, seed: u64) -> Gaps {
+        Gaps {
+            // Twice the limit, since gaps are cut when parts of them are asked for, found or refused.
+            list: Vec::with_capacity(2 * config.max_gaps),
+            batch: Vec::with_capacity(2 * config.max_gaps),
+            rtt: RoundTrip::new(config.initial_timeout, config.min_timeout, config.max_timeout),
+            rng: Rng::new(seed),
+            next_due: Nanos::MAX,
+            held_back: false,
+            naks: 0,
+            config,
+        }
+    }
+
+    /// Whether nothing is missing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// How many messages are missing, an upper bound.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.list.iter().map(|g| u64::from(g.range.len())).sum()
+    }
+
+    /// When [`Gaps::ask`] has something to do, in monotonic time.
+    #[must_use]
+    pub fn next_due(&self) -> Nanos {
+        self.next_due
+    }
+
+    /// The measured round trip of a repair; 0 before the first.
+    #[must_use]
+    pub fn round_trip(&self) -> Nanos {
+        self.rtt.smoothed()
+    }
+
+    /// Forgets everything, for a new session; measured times stay.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.next_due = Nanos::MAX;
+        self.held_back = false;
+    }
+
+    /// Notes that `range` is missing. What of it is noted already stays as it is.
+    pub fn miss(&mut self, range: SeqRange, now: Nanos) {
+        let pause = self.config.reorder + self.rng.below(self.config.backoff);
+        let due = now + pause;
+        let mut from = range.first;
+        let mut at = self.list.partition_point(|g| g.range.last < range.first);
+        loop {
+            let until = match self.list.get(at) {
+                Some(g) if g.range.first <= range.last => g.range.first.prev(),
+                _ => range.last,
+            };
+            if let Some(hole) = SeqRange::new(from, until) {
+                if self.list.len() >= self.config.max_gaps {
+                    self.stretch(at, hole, due);
+                } else {
+                    let gap = Gap {
+                        range: hole,
+                        born: now,
+                        due,
+                        asked_at: 0,
+                        tries: 0,
+                        open: false,
+                        refused_by: 0,
+                    };
+                    self.list.insert(at, gap);
+                    self.next_due = self.next_due.min(due);
+                    at += 1;
+                }
+            }
+            match self.list.get(at) {
+                Some(g) if g.range.first <= range.last => {
+                    from = g.range.end();
+                    at += 1;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// The list is full: the gap before `at` grows over `hole` and what lies between.
+    fn stretch(&mut self, at: usize, hole: SeqRange, due: Nanos) {
+        let place = at.saturating_sub(1);
+        if let Some(gap) = self.list.get_mut(place) {
+            gap.range.first = gap.range.first.min(hole.first);
+            gap.range.last = gap.range.last.max(hole.last);
+            gap.open = false;
+            gap.due = gap.due.min(due);
+            self.next_due = self.next_due.min(gap.due);
+        }
+    }
+
+    /// Cuts the gap at `at` so that `part` of it stands alone, and returns its place. `None` when
+    /// the list has no room for the pieces.
+    fn isolate(&mut self, at: usize, part: SeqRange) -> Option<usize> {
+        let whole = self.list[at];
+        let before = SeqRange::new(whole.range.first, part.first.prev());
+        let after = SeqRange::new(part.end(), whole.range.last);
+        if self.list.len() + usize::from(before.is_some()) + usize::from(after.is_some()) > self.list.capacity() {
+            return None;
+        }
+        self.list[at].range = part;
+        if let Some(range) = after {
+            self.list.insert(at + 1, Gap { range, ..whole });
+        }
+        let Some(range) = before else { return Some(at) };
+        self.list.insert(at, Gap { range, ..whole });
+        Some(at + 1)
+    }
+
+    /// Notes that `range` has arrived, and returns how many of its numbers were missing.
+    pub fn found(&mut self, range: SeqRange, now: Nanos) -> u32 {
+        let mut found = 0;
+        let mut at = self.list.partition_point(|g| g.range.last < range.first);
+        while let Some(gap) = self.list.get_mut(at) {
+            let Some(part) = gap.range.intersect(range) else { break };
+            found += part.len();
+            if gap.open {
+                if gap.tries == 1 && gap.asked_at != 0 {
+                    self.rtt.sample(now.saturating_sub(gap.asked_at));
+                    gap.asked_at = 0;
+                }
+                // The answer is on its way: what is left of it gets the full time again.
+                gap.due = now + self.rtt.timeout();
+                gap.born = now;
+            }
+            match self.isolate(at, part) {
+                Some(alone) => {
+                    self.list.remove(alone);
+                    at = alone;
+                }
+                // No room to cut a hole: the numbers stay noted, and arrive again in vain.
+                None => at += 1,
+            }
+        }
+        if found > 0 && self.held_back {
+            self.held_back = false;
+            self.next_due = self.next_due.min(now);
+        }
+        found
+    }
+
+    /// Forgets what is missing below `seq`.
+    pub fn forget_below(&mut self, seq: Seq) {
+        let gone = self.list.partition_point(|g| g.range.last < seq);
+        self.list.drain(..gone);
+        if let Some(gap) = self.list.first_mut() {
+            gap.range.first = gap.range.first.max(seq);
+        }
+    }
+
+    /// Forgets what is missing above `seq`.
+    pub fn forget_above(&mut self, seq: Seq) {
+        let keep = self.list.partition_point(|g| g.range.first <= seq);
+        self.list.truncate(keep);
+        if let Some(gap) = self.list.last_mut() {
+            gap.range.last = gap.range.last.min(seq);
+        }
+    }
+
+    /// Takes a refusal: the next party is asked at once, or all again after a pause.
+    pub fn refused(
+        &mut self,
+        range: SeqRange,
+        from: SocketAddrV4,
+        by_server: bool,
+        (reason, retry_ms): (Reason, u16),
+        parties: &Parties,
+        now: Nanos,
+    ) {
+        let bit = if by_server {
+            REFUSED_BY_SERVER
+        } else {
+            parties.place_of(from).map_or(0, |i| 1 << i)
+        };
+        let timeout = self.rtt.timeout();
+        let mut at = self.list.partition_point(|g| g.range.last < range.first);
+        while let Some(part) = self.list.get(at).and_then(|g| g.range.intersect(range)) {
+            let Some(alone) = self.isolate(at, part) else { return };
+            let gap = &mut self.list[alone];
+            at = alone + 1;
+            if reason.is_final() {
+                gap.refused_by |= bit;
+            }
+            // An answer of a party that was not asked last changes no timer.
+            if !gap.open || by_server != (gap.tries % 2 == 0) {
+                continue;
+            }
+            gap.open = false;
+            let pause = if by_server {
+                pause(timeout, gap.tries, self.config.max_timeout)
+            } else {
+                0
+            };
+            gap.due = now + pause.max(Nanos::from(retry_ms) * MILLIS);
+            self.next_due = self.next_due.min(gap.due);
+        }
+    }
+
+    /// The archives have changed: what archives said for good counts no more.
+    pub fn archives_changed(&mut self) {
+        for gap in &mut self.list {
+            gap.refused_by &= REFUSED_BY_SERVER;
+        }
+    }
+
+    /// Sends the NAKs that are due for numbers below `horizon`. `stamp` names stream, session and
+    /// who asks; its flags are set here.
+    pub fn ask(&mut self, now: Now, horizon: Seq, parties: &Parties, stamp: Stamp, out: &mut impl Outbox) {
+        if now.mono < self.next_due {
+            return;
+        }
+        self.batch.clear();
+        self.held_back = false;
+        let timeout = self.rtt.timeout();
+        let mut outstanding: u32 = 0;
+        for gap in &mut self.list {
+            if gap.open && gap.due <= now.mono {
+                gap.open = false;
+            } else if gap.open {
+                outstanding = outstanding.saturating_add(gap.range.len());
+            }
+        }
+        let mut at = 0;
+        while at < self.list.len() {
+            let room = self.config.ask_window.saturating_sub(outstanding);
+            let gap = &mut self.list[at];
+            if gap.range.first >= horizon {
+                break;
+            }
+            if gap.open || gap.due > now.mono {
+                at += 1;
+                continue;
+            }
+            if room == 0 {
+                self.held_back = true;
+                break;
+            }
+            // The archive has even turns, the server odd ones; who is not known is passed over.
+            let archive = parties.archive(gap.tries / 2);
+            if gap.tries % 2 == 0 && archive.is_none() {
+                gap.tries += 1;
+            }
+            let (to, server) = match (gap.tries % 2, archive, parties.server) {
+                (0, Some((_, addr)), _) => (addr, false),
+                (_, _, Some(addr)) => (addr, true),
+                (_, Some((_, addr)), None) => {
+                    gap.tries += 1;
+                    (addr, false)
+                }
+                (_, None, None) => {
+                    // Nobody to ask yet: a heartbeat will name someone.
+                    gap.due = now.mono + timeout;
+                    at += 1;
+                    continue;
+                }
+            };
+            let asked = gap.range.prefix(room.min(horizon.since(gap.range.first)));
+            if asked != gap.range {
+                self.held_back = true;
+                // Without room for the rest the whole gap counts as asked; it comes due again.
+                let _ = self.isolate(at, asked);
+            }
+            let gap = &mut self.list[at];
+            if gap.tries < 2 && gap.asked_at == 0 {
+                gap.born = now.mono;
+            }
+            gap.tries += 1;
+            gap.open = true;
+            gap.asked_at = now.mono;
+            gap.due = now.mono + pause(timeout, gap.tries, self.config.max_timeout);
+            outstanding = outstanding.saturating_add(gap.range.len());
+            self.batch.push((to, server, asked));
+            at += 1;
+        }
+        self.send_batch(now, stamp, out);
+        self.next_due = self
+            .list
+            .iter()
+            .filter(|g| g.range.first < horizon)
+            .fold(Nanos::MAX, |due, g| if g.due > now.mono { due.min(g.due) } else { due });
+    }
+
+    fn send_batch(&mut self, now: Now, stamp: Stamp, out: &mut impl Outbox) {
+        // Few parties: one pass for each, so that each frame names as many ranges as fit.
+        while let Some(&(to, server, _)) = self.batch.first() {
+            let stamp = Stamp {
+                time: now.wall,
+                flags: if server { flags::ASK_SERVER } else { flags::ASK_ARCHIVE },
+                ..stamp
+            };
+            let chosen = self
+                .batch
+                .iter()
+                .filter(|b| b.0 == to && b.1 == server)
+                .map(|b| b.2)
+                .take(MAX_RANGES);
+            // A frame that cannot be sent now is covered by the time-out.
+            if out.send(to, |buf| stamp.ranges(buf, Kind::Nak, chosen)) {
+                self.naks += 1;
+            }
+            let mut sent = 0;
+            self.batch.retain(|b| {
+                let gone = b.0 == to && b.1 == server && sent < MAX_RANGES;
+                sent += usize::from(gone);
+                !gone
+            });
+        }
+    }
+
+    /// Takes out a gap that nobody will ever fill: everyone refused it for good, or it is too old.
+    pub fn take_given_up(&mut self, now: Nanos, parties: &Parties) -> Option<SeqRange> {
+        let limit = self.config.give_up;
+        let at = self.list.iter().position(|g| {
+            let waited = g.tries > 0 || parties.nobody();
+            waited && now.saturating_sub(g.born) >= limit || parties.all_refuse(g.refused_by)
+        })?;
+        Some(self.list.remove(at).range)
+    }
+}
+
+/// The first two tries, one for each party, have the plain time-out; then it doubles.
+fn pause(timeout: Nanos, tries: u32, max: Nanos) -> Nanos {
+    let doublings = (tries.saturating_sub(1) / 2).min(16);
+    (timeout << doublings).min(max)
+}
+
+/// The stamp of a NAK, but for what [`Gaps::ask`] sets.
+#[must_use]
+pub fn nak_stamp(stream: Stream, session: Session, origin: u32) -> Stamp {
+    Stamp {
+        stream,
+        session,
+        sequence: Seq(0),
+        time: 0,
+        flags: 0,
+        origin,
+    }
+}
+
+#[cfg(test)]
+mod tests;

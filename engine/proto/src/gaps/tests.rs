@@ -1,0 +1,205 @@
+use super::*;
+use core::net::Ipv4Addr;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::vec;
+
+use crate::wire::{Body, Frame};
+
+const ARCHIVE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 2);
+const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 1);
+
+#[derive(Default)]
+struct Sent(Vec<(SocketAddrV4, u16, Vec<SeqRange>)>);
+
+impl Outbox for Sent {
+    fn send(&mut self, to: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let mut buf = [0; 1472];
+        let len = build(&mut buf);
+        let frame = Frame::parse(&buf[..len]).unwrap();
+        let Body::Nak(ranges) = frame.body else {
+            panic!("not a NAK")
+        };
+        self.0.push((to, frame.header.flags.get(), ranges.iter().collect()));
+        true
+    }
+
+    fn max_frame(&self) -> usize {
+        1472
+    }
+}
+
+fn range(first: u32, count: u32) -> SeqRange {
+    SeqRange::of(Seq(first), count).unwrap()
+}
+
+fn both() -> Parties {
+    let mut parties = Parties {
+        server: Some(SERVER),
+        archived: true,
+        ..Parties::default()
+    };
+    parties.set_archives([ARCHIVE].into_iter());
+    parties
+}
+
+fn ask(gaps: &mut Gaps, at: Nanos, parties: &Parties) -> Vec<(SocketAddrV4, u16, Vec<SeqRange>)> {
+    let mut sent = Sent::default();
+    let now = Now { mono: at, wall: at };
+    gaps.ask(now, Seq::LAST, parties, nak_stamp(Stream(1), Session(1), 1), &mut sent);
+    sent.0
+}
+
+#[test]
+fn asks_the_archive_then_the_server_then_pauses() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(5, 3), 100);
+    assert_eq!(
+        ask(&mut gaps, 100, &parties),
+        vec![(ARCHIVE, flags::ASK_ARCHIVE, vec![range(5, 3)])]
+    );
+    assert_eq!(
+        ask(&mut gaps, 200, &parties),
+        vec![],
+        "an open question is not repeated"
+    );
+
+    gaps.refused(range(5, 3), ARCHIVE, false, (Reason::NotYet, 0), &parties, 300);
+    assert_eq!(
+        ask(&mut gaps, 300, &parties),
+        vec![(SERVER, flags::ASK_SERVER, vec![range(5, 3)])]
+    );
+
+    gaps.refused(range(5, 3), SERVER, true, (Reason::NotYet, 0), &parties, 400);
+    assert_eq!(ask(&mut gaps, 500, &parties), vec![], "both were asked: pause");
+    let pause = GapConfig::default().initial_timeout;
+    assert_eq!(ask(&mut gaps, 399 + pause, &parties), vec![]);
+    assert_eq!(ask(&mut gaps, 400 + pause, &parties)[0].0, ARCHIVE);
+}
+
+#[test]
+fn silence_of_the_archive_leads_to_the_server() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(1, 1), 0);
+    assert_eq!(ask(&mut gaps, 0, &parties)[0].0, ARCHIVE);
+    let due = gaps.next_due();
+    assert_eq!(due, GapConfig::default().initial_timeout);
+    assert_eq!(ask(&mut gaps, due, &parties)[0].0, SERVER);
+}
+
+#[test]
+fn the_window_bounds_what_is_outstanding() {
+    let config = GapConfig {
+        ask_window: 100,
+        ..GapConfig::default()
+    };
+    let mut gaps = Gaps::new(config, 1);
+    let parties = both();
+    gaps.miss(range(1, 1000), 0);
+    assert_eq!(ask(&mut gaps, 0, &parties)[0].2, vec![range(1, 100)]);
+    assert_eq!(ask(&mut gaps, 1, &parties), vec![]);
+    assert_eq!(gaps.found(range(1, 60), 2), 60);
+    assert_eq!(ask(&mut gaps, 2, &parties)[0].2, vec![range(101, 60)]);
+}
+
+#[test]
+fn a_refusal_of_a_part_leaves_the_rest_alone() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(1, 10), 0);
+    ask(&mut gaps, 0, &parties);
+    gaps.refused(range(4, 2), ARCHIVE, false, (Reason::TooOld, 0), &parties, 1);
+    assert_eq!(
+        ask(&mut gaps, 1, &parties),
+        vec![(SERVER, flags::ASK_SERVER, vec![range(4, 2)])]
+    );
+    assert_eq!(gaps.take_given_up(2, &parties), None);
+    gaps.refused(range(4, 2), SERVER, true, (Reason::TooOld, 0), &parties, 2);
+    assert_eq!(gaps.take_given_up(3, &parties), Some(range(4, 2)));
+    assert_eq!(gaps.take_given_up(3, &parties), None);
+    assert_eq!(gaps.missing(), 8);
+}
+
+#[test]
+fn the_server_alone_cannot_declare_a_loss_while_an_archive_exists() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let mut parties = Parties {
+        server: Some(SERVER),
+        archived: true,
+        ..Parties::default()
+    };
+    gaps.miss(range(1, 1), 0);
+    assert_eq!(ask(&mut gaps, 0, &parties)[0].0, SERVER);
+    gaps.refused(range(1, 1), SERVER, true, (Reason::TooOld, 0), &parties, 1);
+    assert_eq!(
+        gaps.take_given_up(1, &parties),
+        None,
+        "the archive may come back with it"
+    );
+    let limit = GapConfig::default().give_up;
+    assert_eq!(
+        gaps.take_given_up(limit, &parties),
+        Some(range(1, 1)),
+        "but not for ever"
+    );
+
+    gaps.miss(range(1, 1), 0);
+    parties.archived = false;
+    ask(&mut gaps, 0, &parties);
+    gaps.refused(range(1, 1), SERVER, true, (Reason::TooOld, 0), &parties, 1);
+    assert_eq!(
+        gaps.take_given_up(1, &parties),
+        Some(range(1, 1)),
+        "no archive: its word is final"
+    );
+}
+
+#[test]
+fn progress_keeps_a_long_catch_up_alive() {
+    let config = GapConfig {
+        ask_window: 10,
+        ..GapConfig::default()
+    };
+    let mut gaps = Gaps::new(config, 1);
+    let parties = both();
+    gaps.miss(range(1, 1000), 0);
+    let mut now = 0;
+    for step in 0..100 {
+        ask(&mut gaps, now, &parties);
+        now += SECONDS;
+        gaps.found(range(1 + step * 10, 10), now);
+        assert_eq!(gaps.take_given_up(now, &parties), None);
+    }
+    assert!(gaps.is_empty());
+}
+
+proptest! {
+    /// Whatever is missed, found, refused and asked: nothing missing is ever forgotten, the list
+    /// stays sorted and bounded, and what is not missing is only noted when the list is full.
+    #[test]
+    fn never_forgets(ops in prop::collection::vec((0u8..5, 1u32..300, 1u32..20), 1..200), max_gaps in 2usize..40) {
+        let config = GapConfig { max_gaps, ask_window: 64, ..GapConfig::default() };
+        let mut gaps = Gaps::new(config, 7);
+        let parties = both();
+        let mut missing = BTreeSet::new();
+        for (step, (op, first, count)) in ops.into_iter().enumerate() {
+            let now = step as Nanos * MILLIS;
+            let r = range(first, count);
+            match op {
+                0 | 1 => { gaps.miss(r, now); missing.extend(r.first.0..=r.last.0); }
+                2 => { gaps.found(r, now); for s in r.first.0..=r.last.0 { missing.remove(&s); } }
+                3 => gaps.refused(r, if first % 2 == 0 { ARCHIVE } else { SERVER }, first % 2 == 1, (Reason::NotYet, 0), &parties, now),
+                _ => { ask(&mut gaps, now, &parties); }
+            }
+            prop_assert!(gaps.list.len() <= 2 * max_gaps);
+            for pair in gaps.list.windows(2) {
+                prop_assert!(pair[0].range.last < pair[1].range.first);
+            }
+            for s in &missing {
+                prop_assert!(gaps.list.iter().any(|g| g.range.contains(Seq(*s))), "{} forgotten", s);
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Frames that wait for earlier ones.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::seq::{Seq, SeqRange};
+
+const EMPTY: u32 = u32::MAX;
+
+/// Received frames, found by the number of any message in them.
+///
+/// A window of message slots points into a table of frames; several messages share one frame. The
+/// frames stay where they were received, nothing is copied.
+#[derive(Debug)]
+pub struct Hold<F> {
+    slots: Box<[u32]>,
+    frames: Vec<Option<Held<F>>>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Held<F> {
+    frame: F,
+    slots: u32,
+}
+
+impl<F> Hold<F> {
+    /// Holds at most `frames` frames with messages from a window of at least `window` numbers.
+    #[must_use]
+    pub fn new(window: u32, frames: u32) -> Hold<F> {
+        let slots = window.clamp(64, 1 << 30).next_power_of_two();
+        let frames = frames.min(EMPTY - 1);
+        Hold {
+            slots: vec![EMPTY; slots as usize].into_boxed_slice(),
+            frames: (0..frames).map(|_| None).collect(),
+            free: (0..frames).rev().collect(),
+        }
+    }
+
+    /// How many numbers the window spans.
+    #[must_use]
+    pub fn window(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// How many frames are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.frames.len() - self.free.len()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether one more frame can be held.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    fn slot(&mut self, seq: Seq) -> &mut u32 {
+        let mask = self.slots.len() - 1;
+        &mut self.slots[seq.0 as usize & mask]
+    }
+
+    /// The frame that holds `seq`, which must lie in the window that the caller keeps.
+    #[must_use]
+    pub fn get(&self, seq: Seq) -> Option<&F> {
+        let index = self.slots[seq.0 as usize & (self.slots.len() - 1)];
+        self.frames.get(index as usize)?.as_ref().map(|h| &h.frame)
+    }
+
+    /// Holds a frame for the numbers of `range` that are not held yet and returns how many those
+    /// are. The frame comes back when they are none, or when there is no room.
+    ///
+    /// # Errors
+    /// The frame itself.
+    pub fn put(&mut self, range: SeqRange, frame: F) -> Result<u32, F> {
+        let Some(&index) = self.free.last() else { return Err(frame) };
+        let mut taken = 0;
+        for seq in range.first.0..=range.last.0 {
+            let slot = self.slot(Seq(seq));
+            if *slot == EMPTY {
+                *slot = index;
+                taken += 1;
+            }
+        }
+        if taken == 0 {
+            return Err(frame);
+        }
+        self.free.pop();
+        self.frames[index as usize] = Some(Held { frame, slots: taken });
+        Ok(taken)
+    }
+
+    /// Lets go of the numbers of `range`, and of each frame of which no number is left.
+    pub fn drop_range(&mut self, range: SeqRange) {
+        for seq in range.first.0..=range.last.0 {
+            let index = core::mem::replace(self.slot(Seq(seq)), EMPTY);
+            let Some(place) = self.frames.get_mut(index as usize) else { continue };
+            let Some(held) = place else { continue };
+            held.slots -= 1;
+            if held.slots == 0 {
+                *place = None;
+                self.free.push(index);
+            }
+        }
+    }
+
+    /// Lets go of everything.
+    pub fn clear(&mut self) {
+        if self.is_empty() {
+            return;
+        }
+        self.slots.fill(EMPTY);
+        for (index, place) in self.frames.iter_mut().enumerate() {
+            if place.take().is_some() {
+                self.free.push(index as u32);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u32, count: u32) -> SeqRange {
+        SeqRange::of(Seq(first), count).unwrap()
+    }
+
+    #[test]
+    fn overlapping_frames_are_each_freed_once() {
+        let mut hold = Hold::new(64, 3);
+        assert_eq!(hold.put(range(10, 5), "a"), Ok(5));
+        assert_eq!(hold.put(range(12, 5), "b"), Ok(2));
+        assert_eq!(hold.put(range(11, 3), "c"), Err("c"), "nothing new");
+        assert_eq!(hold.get(Seq(14)), Some(&"a"));
+        assert_eq!(hold.get(Seq(15)), Some(&"b"));
+        hold.drop_range(range(10, 5));
+        assert_eq!((hold.len(), hold.get(Seq(14))), (1, None));
+        hold.drop_range(range(1, 63));
+        assert!(hold.is_empty());
+        for i in 0..3 {
+            assert!(hold.put(range(20 + i, 1), "x").is_ok());
+        }
+        assert_eq!(hold.put(range(40, 1), "y"), Err("y"), "full");
+        hold.clear();
+        assert!(hold.is_empty() && hold.has_room());
+    }
+}
