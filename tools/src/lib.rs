@@ -1,1 +1,4 @@
-//! The seqcast command: labs, data, archives.
+//! What the `seqcast` command is made of: market data to publish, and labs to publish it in.
+
+pub mod binaryfile;
+pub mod itch;

@@ -1,0 +1,3 @@
+//! The subcommands: their options, and how they report.
+
+pub(crate) mod itch;
