@@ -2,3 +2,4 @@
 
 pub mod binaryfile;
 pub mod itch;
+pub mod lab;
