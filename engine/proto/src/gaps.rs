@@ -65,11 +65,14 @@ pub struct Parties {
 }
 
 impl Parties {
-    /// Takes the archives that a heartbeat names. Archives that stay keep their place.
-    pub fn set_archives(&mut self, named: impl Iterator<Item = SocketAddrV4> + Clone) {
+    /// Takes the archives that a heartbeat names, and says whether they are others than before.
+    /// Archives that stay keep their place.
+    pub fn set_archives(&mut self, named: impl Iterator<Item = SocketAddrV4> + Clone) -> bool {
+        let mut changed = false;
         for place in &mut self.archives {
             if place.is_some_and(|a| named.clone().all(|n| n != a)) {
                 *place = None;
+                changed = true;
             }
         }
         for addr in named {
@@ -77,8 +80,10 @@ impl Parties {
                 && let Some(free) = self.archives.iter_mut().find(|p| p.is_none())
             {
                 *free = Some(addr);
+                changed = true;
             }
         }
+        changed
     }
 
     /// The `n`-th known archive, counted round and round.
@@ -129,6 +134,15 @@ struct Gap {
     refused_by: u16,
 }
 
+/// What keeps a gap from being asked for.
+#[derive(Clone, Copy, Debug)]
+enum HeldBack {
+    /// As many messages as the window allows are outstanding.
+    Window,
+    /// The caller has no room yet for this number.
+    Horizon(Seq),
+}
+
 /// The gaps of one session, ascending and disjoint.
 #[derive(Debug)]
 pub struct Gaps {
@@ -138,8 +152,10 @@ pub struct Gaps {
     rtt: RoundTrip,
     rng: Rng,
     next_due: Nanos,
-    /// Something could not be asked because the window was full.
-    held_back: bool,
+    /// Why something that is due was not asked for.
+    held_back: Option<HeldBack>,
+    /// Messages found since the last question.
+    freed: u32,
     /// NAK frames sent.
     pub naks: u64,
 }
@@ -155,7 +171,8 @@ impl Gaps {
             rtt: RoundTrip::new(config.initial_timeout, config.min_timeout, config.max_timeout),
             rng: Rng::new(seed),
             next_due: Nanos::MAX,
-            held_back: false,
+            held_back: None,
+            freed: 0,
             naks: 0,
             config,
         }
@@ -173,7 +190,20 @@ impl Gaps {
         self.list.iter().map(|g| u64::from(g.range.len())).sum()
     }
 
-    /// When [`Gaps::ask`] has something to do, in monotonic time.
+    /// Whether [`Gaps::ask`] has something to do. What was held back is asked for in pieces of half
+    /// a window, not message by message.
+    #[must_use]
+    pub fn is_due(&self, now: Nanos, horizon: Seq) -> bool {
+        let half = (self.config.ask_window / 2).max(1);
+        now >= self.next_due
+            || match self.held_back {
+                None => false,
+                Some(HeldBack::Window) => self.freed >= half,
+                Some(HeldBack::Horizon(from)) => horizon.since(from) >= half,
+            }
+    }
+
+    /// When [`Gaps::ask`] has something to do even if nothing arrives, in monotonic time.
     #[must_use]
     pub fn next_due(&self) -> Nanos {
         self.next_due
@@ -189,7 +219,7 @@ impl Gaps {
     pub fn clear(&mut self) {
         self.list.clear();
         self.next_due = Nanos::MAX;
-        self.held_back = false;
+        self.held_back = None;
     }
 
     /// Notes that `range` is missing. What of it is noted already stays as it is.
@@ -204,7 +234,13 @@ impl Gaps {
                 _ => range.last,
             };
             if let Some(hole) = SeqRange::new(from, until) {
-                if self.list.len() >= self.config.max_gaps {
+                let before = at.checked_sub(1).map(|i| &mut self.list[i]);
+                if let Some(gap) = before
+                    && gap.tries == 0
+                    && gap.range.end() == hole.first
+                {
+                    gap.range.last = hole.last;
+                } else if self.list.len() >= self.config.max_gaps {
                     self.stretch(at, hole, due);
                 } else {
                     let gap = Gap {
@@ -286,10 +322,7 @@ impl Gaps {
                 None => at += 1,
             }
         }
-        if found > 0 && self.held_back {
-            self.held_back = false;
-            self.next_due = self.next_due.min(now);
-        }
+        self.freed = self.freed.saturating_add(found);
         found
     }
 
@@ -336,7 +369,7 @@ impl Gaps {
                 gap.refused_by |= bit;
             }
             // An answer of a party that was not asked last changes no timer.
-            if !gap.open || by_server != (gap.tries % 2 == 0) {
+            if !gap.open || by_server != gap.tries.is_multiple_of(2) {
                 continue;
             }
             gap.open = false;
@@ -360,11 +393,12 @@ impl Gaps {
     /// Sends the NAKs that are due for numbers below `horizon`. `stamp` names stream, session and
     /// who asks; its flags are set here.
     pub fn ask(&mut self, now: Now, horizon: Seq, parties: &Parties, stamp: Stamp, out: &mut impl Outbox) {
-        if now.mono < self.next_due {
+        if !self.is_due(now.mono, horizon) {
             return;
         }
         self.batch.clear();
-        self.held_back = false;
+        self.held_back = None;
+        self.freed = 0;
         let timeout = self.rtt.timeout();
         let mut outstanding: u32 = 0;
         for gap in &mut self.list {
@@ -379,6 +413,7 @@ impl Gaps {
             let room = self.config.ask_window.saturating_sub(outstanding);
             let gap = &mut self.list[at];
             if gap.range.first >= horizon {
+                self.held_back = Some(HeldBack::Horizon(gap.range.first));
                 break;
             }
             if gap.open || gap.due > now.mono {
@@ -386,12 +421,12 @@ impl Gaps {
                 continue;
             }
             if room == 0 {
-                self.held_back = true;
+                self.held_back = Some(HeldBack::Window);
                 break;
             }
             // The archive has even turns, the server odd ones; who is not known is passed over.
             let archive = parties.archive(gap.tries / 2);
-            if gap.tries % 2 == 0 && archive.is_none() {
+            if gap.tries.is_multiple_of(2) && archive.is_none() {
                 gap.tries += 1;
             }
             let (to, server) = match (gap.tries % 2, archive, parties.server) {
@@ -410,7 +445,6 @@ impl Gaps {
             };
             let asked = gap.range.prefix(room.min(horizon.since(gap.range.first)));
             if asked != gap.range {
-                self.held_back = true;
                 // Without room for the rest the whole gap counts as asked; it comes due again.
                 let _ = self.isolate(at, asked);
             }

@@ -80,7 +80,9 @@ impl<F> Hold<F> {
     /// # Errors
     /// The frame itself.
     pub fn put(&mut self, range: SeqRange, frame: F) -> Result<u32, F> {
-        let Some(&index) = self.free.last() else { return Err(frame) };
+        let Some(&index) = self.free.last() else {
+            return Err(frame);
+        };
         let mut taken = 0;
         for seq in range.first.0..=range.last.0 {
             let slot = self.slot(Seq(seq));
@@ -101,7 +103,9 @@ impl<F> Hold<F> {
     pub fn drop_range(&mut self, range: SeqRange) {
         for seq in range.first.0..=range.last.0 {
             let index = core::mem::replace(self.slot(Seq(seq)), EMPTY);
-            let Some(place) = self.frames.get_mut(index as usize) else { continue };
+            let Some(place) = self.frames.get_mut(index as usize) else {
+                continue;
+            };
             let Some(held) = place else { continue };
             held.slots -= 1;
             if held.slots == 0 {

@@ -10,10 +10,15 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod archiver;
+pub mod client;
 pub mod gaps;
+pub mod hold;
 pub mod io;
 pub mod ranges;
+pub mod responder;
 pub mod rng;
 pub mod seq;
+pub mod server;
 pub mod time;
 pub mod wire;

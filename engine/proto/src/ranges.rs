@@ -112,6 +112,29 @@ impl RangeSet {
         Ok(())
     }
 
+    /// Takes `range` out. When cutting a hole would make a range too many, the numbers above the
+    /// hole go as well.
+    pub fn remove(&mut self, range: SeqRange) {
+        let lo = self.ranges.partition_point(|r| r.last < range.first);
+        let hi = lo + self.ranges[lo..].partition_point(|r| r.first <= range.last);
+        if lo == hi {
+            return;
+        }
+        let before = SeqRange::new(self.ranges[lo].first, range.first.prev());
+        let after = SeqRange::new(range.end(), self.ranges[hi - 1].last);
+        self.ranges.drain(lo..hi);
+        let mut at = lo;
+        if let Some(part) = before {
+            self.ranges.insert(at, part);
+            at += 1;
+        }
+        if let Some(part) = after
+            && self.ranges.len() < self.limit
+        {
+            self.ranges.insert(at, part);
+        }
+    }
+
     /// Takes every number below `seq` out.
     pub fn remove_below(&mut self, seq: Seq) {
         let gone = self.ranges.partition_point(|r| r.last < seq);
@@ -153,7 +176,10 @@ mod tests {
             let mut set = RangeSet::new(1000);
             let mut model = BTreeSet::new();
             for (op, first, count) in ops {
-                if op == 0 {
+                if op == 1 {
+                    set.remove(range(first, count));
+                    model.retain(|s| !range(first, count).contains(Seq(*s)));
+                } else if op == 0 {
                     set.remove_below(Seq(first));
                     model.retain(|&s| s >= first);
                 } else {

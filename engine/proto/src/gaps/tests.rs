@@ -100,7 +100,9 @@ fn the_window_bounds_what_is_outstanding() {
     gaps.miss(range(1, 1000), 0);
     assert_eq!(ask(&mut gaps, 0, &parties)[0].2, vec![range(1, 100)]);
     assert_eq!(ask(&mut gaps, 1, &parties), vec![]);
-    assert_eq!(gaps.found(range(1, 60), 2), 60);
+    assert_eq!(gaps.found(range(1, 49), 2), 49);
+    assert_eq!(ask(&mut gaps, 2, &parties), vec![], "not in small pieces");
+    assert_eq!(gaps.found(range(50, 11), 2), 11);
     assert_eq!(ask(&mut gaps, 2, &parties)[0].2, vec![range(101, 60)]);
 }
 

@@ -1,0 +1,648 @@
+//! The archiver: stores a stream under its numbers, acknowledges it, and answers for it.
+
+use alloc::vec::Vec;
+use core::net::SocketAddrV4;
+
+use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
+use crate::io::{ArchiveStore, End, Outbox, Record, Refused};
+use crate::ranges::RangeSet;
+use crate::responder::{Responder, ResponderStats};
+use crate::seq::{Seq, SeqRange, Session, Stream};
+use crate::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
+use crate::wire::{
+    Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, MAX_RANGES, Refusals, Role, Stamp, flags,
+};
+
+/// Settings of an archiver.
+#[derive(Clone, Copy, Debug)]
+pub struct ArchiverConfig {
+    /// The stream.
+    pub stream: Stream,
+    /// The archive's identity, the same after every restart.
+    pub origin: u32,
+    /// Where queries reach this archive.
+    pub local: SocketAddrV4,
+    /// Acknowledge only what is on stable storage.
+    pub synced: bool,
+    /// Longest time from storing a message to acknowledging it.
+    pub ack_delay: Nanos,
+    /// Frames stored after which an acknowledgement does not wait for the delay.
+    pub ack_frames: u32,
+    /// Pause after which acknowledgements are repeated when nothing new was stored.
+    pub ack_idle: Nanos,
+    /// How repairs are asked for.
+    pub gaps: GapConfig,
+    /// Seed of the random pauses.
+    pub seed: u64,
+}
+
+impl ArchiverConfig {
+    /// The defaults for a stream.
+    #[must_use]
+    pub fn new(stream: Stream, origin: u32, local: SocketAddrV4) -> ArchiverConfig {
+        ArchiverConfig {
+            stream,
+            origin,
+            local,
+            synced: false,
+            ack_delay: 500 * MICROS,
+            ack_frames: 64,
+            ack_idle: SECONDS,
+            gaps: GapConfig {
+                max_gaps: 512,
+                // Only an answer makes an archive give up: a server that is away may come back.
+                give_up: Nanos::MAX,
+                ..GapConfig::default()
+            },
+            seed: u64::from(origin),
+        }
+    }
+}
+
+/// What an archiver has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArchiverStats {
+    /// Messages stored.
+    pub stored: u64,
+    /// Records stored.
+    pub records: u64,
+    /// Messages received that were stored already.
+    pub duplicates: u64,
+    /// Gaps that opened.
+    pub gaps: u64,
+    /// Messages that came by repair.
+    pub repaired: u64,
+    /// Messages that nobody had.
+    pub lost: u64,
+    /// Times that the store had no room; nothing is acknowledged then.
+    pub full: u64,
+    /// Times that the store failed.
+    pub failed: u64,
+    /// ACK frames sent.
+    pub acks: u64,
+    /// NAK frames sent.
+    pub naks: u64,
+    /// Frames of a second server under the same identity.
+    pub foreign: u64,
+    /// Bytes that were no frame.
+    pub malformed: u64,
+    /// Repairs given.
+    pub repairs: ResponderStats,
+}
+
+/// A session that is being recorded, or was lately.
+#[derive(Debug)]
+struct Recording {
+    session: Session,
+    previous: Session,
+    server_origin: u32,
+    /// The store knows the session.
+    opened: bool,
+    have: RangeSet,
+    /// One past the highest number known to exist.
+    horizon: Seq,
+    /// The lowest number that the server still held when it was last heard.
+    oldest: Option<Seq>,
+    end: Option<End>,
+    gaps: Gaps,
+    /// Something is to be acknowledged.
+    dirty: bool,
+}
+
+/// Most sessions kept an eye on: as many as a server keeps.
+const MAX_RECORDINGS: usize = 64;
+/// Separate stored ranges of one session; a frame that would make one more is asked for later.
+const MAX_STORED_RANGES: usize = 4096;
+/// ACK frames sent in one go for one session.
+const ACKS_AT_ONCE: usize = 8;
+/// Repair ranges that wait at most.
+const REPAIR_JOBS: usize = 1024;
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Archiver {
+    config: ArchiverConfig,
+    /// Ascending by session.
+    recordings: Vec<Recording>,
+    parties: Parties,
+    responder: Responder,
+    /// Frames stored since the last acknowledgement.
+    unacked: u32,
+    ack_due: Nanos,
+    /// When everything is acknowledged again, in case the server missed it.
+    repeat_due: Nanos,
+    stats: ArchiverStats,
+}
+
+impl Archiver {
+    /// An archiver that goes on with what the store holds.
+    #[must_use]
+    pub fn new<S: ArchiveStore>(config: ArchiverConfig, now: Nanos, store: &S) -> Archiver {
+        let mut archiver = Archiver {
+            recordings: Vec::with_capacity(MAX_RECORDINGS),
+            parties: Parties::default(),
+            responder: Responder::new(config.stream, config.origin, false, REPAIR_JOBS),
+            unacked: 0,
+            ack_due: now,
+            repeat_due: now,
+            stats: ArchiverStats::default(),
+            config,
+        };
+        let mut sessions = Vec::new();
+        store.sessions(&mut |s| sessions.push(s));
+        for &session in sessions.iter().rev().take(MAX_RECORDINGS).rev() {
+            let mut recording = archiver.new_recording(session, store.previous_of(session));
+            recording.opened = true;
+            store.stored(session, false, &mut |r| recording.have_again(r));
+            store.lost(session, &mut |r| recording.have_again(r));
+            recording.end = store.end_of(session);
+            if let Some(end) = recording.end {
+                recording.horizon = recording.horizon.max(end.last.next());
+            }
+            archiver.recordings.push(recording);
+        }
+        archiver
+    }
+
+    fn new_recording(&self, session: Session, previous: Session) -> Recording {
+        Recording {
+            session,
+            previous,
+            server_origin: 0,
+            opened: false,
+            have: RangeSet::new(MAX_STORED_RANGES),
+            horizon: Seq::FIRST,
+            oldest: None,
+            end: None,
+            gaps: Gaps::new(self.config.gaps, self.config.seed ^ u64::from(session.0)),
+            dirty: true,
+        }
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> ArchiverStats {
+        ArchiverStats {
+            naks: self.recordings.iter().map(|r| r.gaps.naks).sum(),
+            repairs: self.responder.stats(),
+            ..self.stats
+        }
+    }
+
+    /// Messages known to exist and not stored.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.recordings.iter().map(|r| r.gaps.missing()).sum()
+    }
+
+    /// Whether the newest session has ended for good and all of it is stored or lost.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.recordings
+            .last()
+            .is_some_and(|r| r.end.is_some_and(|e| e.next == Session::NONE) && r.gaps.is_empty())
+    }
+
+    /// Takes one received frame of this stream.
+    pub fn on_frame(
+        &mut self,
+        now: Now,
+        from: SocketAddrV4,
+        bytes: &[u8],
+        store: &mut impl ArchiveStore,
+        out: &mut impl Outbox,
+    ) {
+        let Ok(frame) = Frame::parse(bytes) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        let header = frame.header;
+        let session = header.session();
+        match frame.body {
+            Body::Data(block) => {
+                if let Some(at) = self.recording_of(header, store) {
+                    self.parties.server.get_or_insert(from);
+                    self.on_block(now, at, header.time.get(), &block, store);
+                }
+            }
+            Body::Repair(block) => {
+                if let Some(at) = self.recordings.iter().position(|r| r.session == session) {
+                    self.stats.repaired += u64::from(block.count());
+                    self.on_block(now, at, header.time.get(), &block, store);
+                }
+            }
+            Body::Heartbeat(body, endpoints) => {
+                if let Some(at) = self.recording_of(header, store) {
+                    self.on_heartbeat(now, at, header, body, endpoints, store);
+                }
+            }
+            Body::End(body) => {
+                let end = End {
+                    last: header.sequence().prev(),
+                    next: Session(body.next_session.get()),
+                };
+                if let Some(at) = self.recordings.iter().position(|r| r.session == session) {
+                    self.set_end(now.mono, at, end, store);
+                }
+            }
+            Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && from != self.config.local => {
+                self.responder.on_nak(now, from, session, &ranges, out);
+            }
+            Body::Unavailable(refusals) => self.on_unavailable(now.mono, from, header, refusals),
+            Body::Nak(_) | Body::Ack(_) => {}
+        }
+    }
+
+    /// The place of the recording that a server's frame belongs to; a new session opens one.
+    fn recording_of(&mut self, header: &Header, store: &mut impl ArchiveStore) -> Option<usize> {
+        let session = header.session();
+        let origin = header.origin.get();
+        if let Some(at) = self.recordings.iter().rposition(|r| r.session == session) {
+            let recording = &mut self.recordings[at];
+            if recording.server_origin != 0 && recording.server_origin != origin {
+                self.stats.foreign += 1;
+                return None;
+            }
+            recording.server_origin = origin;
+            return Some(at);
+        }
+        // A server's own frames are of its newest session.
+        if self.recordings.last().is_some_and(|r| r.session > session) {
+            self.stats.foreign += 1;
+            return None;
+        }
+        let previous = Session::NONE;
+        let mut recording = self.new_recording(session, previous);
+        recording.server_origin = origin;
+        if store.open_session(session, previous, origin).is_err() {
+            self.stats.failed += 1;
+            return None;
+        }
+        recording.opened = true;
+        Some(self.add(recording))
+    }
+
+    fn add(&mut self, recording: Recording) -> usize {
+        if self.recordings.len() == MAX_RECORDINGS {
+            self.recordings.remove(0);
+        }
+        let at = self.recordings.partition_point(|r| r.session < recording.session);
+        self.recordings.insert(at, recording);
+        at
+    }
+
+    fn on_block(&mut self, now: Now, at: usize, time: Nanos, block: &Block<'_>, store: &mut impl ArchiveStore) {
+        let Some(range) = block.range() else { return };
+        let recording = &mut self.recordings[at];
+        // The first message of a session seen late: heartbeats say how much older ones there are.
+        if recording.horizon == Seq::FIRST && recording.have.is_empty() && recording.oldest.is_none() {
+            recording.horizon = range.first;
+        }
+        if let Some(gap) = SeqRange::new(recording.horizon, range.first.prev()) {
+            self.stats.gaps += 1;
+            recording.gaps.miss(gap, now.mono);
+        }
+        let fresh = range.first >= recording.horizon;
+        recording.horizon = recording.horizon.max(range.end());
+        let mut new = 0;
+        let mut kept = Ok(());
+        if fresh {
+            kept = recording.store(block, range, time, now.wall, store);
+            new = range.len();
+        } else {
+            let recording = &mut *recording;
+            let mut absent = [range; 8];
+            let mut count = 0;
+            recording.have.absent(range, |r| {
+                if count < absent.len() {
+                    absent[count] = r;
+                    count += 1;
+                }
+            });
+            for part in &absent[..count] {
+                kept = kept.and_then(|()| recording.store(block, *part, time, now.wall, store));
+                new += part.len();
+            }
+            self.stats.duplicates += u64::from(range.len() - new.min(range.len()));
+        }
+        match kept {
+            Ok(()) => {
+                recording.gaps.found(range, now.mono);
+                self.stats.stored += u64::from(new);
+                if new > 0 {
+                    self.stats.records += 1;
+                    self.unacked += 1;
+                    recording.dirty = true;
+                    self.ack_due = self.ack_due.min(now.mono + self.config.ack_delay);
+                    if self.unacked >= self.config.ack_frames {
+                        self.ack_due = now.mono;
+                    }
+                }
+            }
+            Err(refused) => {
+                match refused {
+                    Refused::Full => self.stats.full += 1,
+                    Refused::Failed => self.stats.failed += 1,
+                }
+                recording.have.absent(range, |r| recording.gaps.miss(r, now.mono));
+            }
+        }
+    }
+
+    fn on_heartbeat(
+        &mut self,
+        now: Now,
+        at: usize,
+        header: &Header,
+        body: &HeartbeatBody,
+        endpoints: &[Endpoint],
+        store: &mut impl ArchiveStore,
+    ) {
+        let local = self.config.local;
+        let archives = endpoints.iter().filter(|e| e.is(Role::Archive)).map(Endpoint::addr);
+        if self.parties.set_archives(archives.filter(|a| *a != local)) {
+            for recording in &mut self.recordings {
+                recording.gaps.archives_changed();
+            }
+        }
+        if let Some(server) = endpoints.iter().find(|e| e.is(Role::Server)).map(Endpoint::addr)
+            && self.parties.server != Some(server)
+        {
+            self.parties.server = Some(server);
+            self.repeat_due = now.mono;
+            self.ack_due = now.mono;
+        }
+        let recording = &mut self.recordings[at];
+        let next = header.sequence();
+        let oldest = Seq(body.oldest.get()).max(Seq::FIRST);
+        let lowest = recording
+            .have
+            .as_slice()
+            .first()
+            .map_or(oldest, |r| r.first.min(oldest));
+        if recording.oldest.is_none() {
+            // First word of this server: everything that it has or that was missed before.
+            recording.horizon = recording.horizon.max(next);
+            if let Some(all) = SeqRange::new(lowest, recording.horizon.prev()) {
+                let gaps = &mut recording.gaps;
+                recording.have.absent(all, |r| gaps.miss(r, now.mono));
+            }
+            recording.dirty = true;
+            self.ack_due = now.mono;
+        } else if let Some(gap) = SeqRange::new(recording.horizon, next.prev()) {
+            self.stats.gaps += 1;
+            recording.gaps.miss(gap, now.mono);
+            recording.horizon = next;
+        }
+        recording.oldest = Some(oldest);
+        let session = recording.session;
+        let previous = Session(body.previous_session.get());
+        if let Some(previous) = previous.known().filter(|p| *p < session) {
+            recording.previous = previous;
+            self.on_previous(now.mono, session, previous, Seq(body.previous_last.get()), store);
+        }
+        self.close_forgotten(now.mono, store);
+    }
+
+    /// A server says what came before its session.
+    fn on_previous(
+        &mut self,
+        now: Nanos,
+        session: Session,
+        previous: Session,
+        last: Seq,
+        store: &mut impl ArchiveStore,
+    ) {
+        let end = End { last, next: session };
+        let at = match self.recordings.iter().position(|r| r.session == previous) {
+            Some(at) if self.recordings[at].end == Some(end) => return,
+            Some(at) => at,
+            None => {
+                // The store learns of it with the first message that can be had.
+                let mut recording = self.new_recording(previous, Session::NONE);
+                recording.oldest = Some(Seq::FIRST);
+                self.add(recording)
+            }
+        };
+        self.set_end(now, at, end, store);
+    }
+
+    /// Older sessions whose end no server has told: the newest server is asked, and when it does
+    /// not know, they end with what is known of them.
+    fn close_forgotten(&mut self, now: Nanos, store: &mut impl ArchiveStore) {
+        for at in 0..self.recordings.len().saturating_sub(1) {
+            if self.recordings[at].end.is_some_and(|e| e.next != Session::NONE) {
+                continue;
+            }
+            let follower = self.recordings[at + 1].session;
+            let recording = &mut self.recordings[at];
+            if let Some(end) = recording.end {
+                self.set_end(now, at, End { next: follower, ..end }, store);
+            } else if recording.gaps.is_empty() {
+                let beyond = SeqRange {
+                    first: recording.horizon,
+                    last: recording.horizon.plus(MAX_RANGES as u32),
+                };
+                recording.gaps.miss(beyond, now);
+            }
+        }
+    }
+
+    fn set_end(&mut self, now: Nanos, at: usize, end: End, store: &mut impl ArchiveStore) {
+        let recording = &mut self.recordings[at];
+        let last = end.last.max(recording.horizon.prev());
+        let next = match recording.end {
+            Some(known) if end.next == Session::NONE => known.next,
+            _ => end.next,
+        };
+        let end = End { last, next };
+        if recording.end == Some(end) {
+            return;
+        }
+        recording.gaps.forget_above(last);
+        if recording.oldest.is_none()
+            && let Some(all) = SeqRange::new(Seq::FIRST, last)
+        {
+            // No heartbeat came in time to say what the server has: all of it is asked for.
+            recording.oldest = Some(Seq::FIRST);
+            let gaps = &mut recording.gaps;
+            recording.have.absent(all, |r| gaps.miss(r, now));
+        }
+        if let Some(gap) = SeqRange::new(recording.horizon, last) {
+            recording.gaps.miss(gap, now);
+            recording.horizon = gap.end();
+        }
+        recording.end = Some(end);
+        recording.dirty = true;
+        if last < Seq::FIRST && !recording.opened {
+            // Empty: nothing will come that opens it, yet clients ask what followed it.
+            recording.opened = store.open_session(recording.session, recording.previous, 0).is_ok();
+        }
+        if recording.opened && store.close_session(recording.session, end).is_err() {
+            self.stats.failed += 1;
+        }
+        self.ack_due = now;
+    }
+
+    fn on_unavailable(&mut self, now: Nanos, from: SocketAddrV4, header: &Header, refusals: Refusals<'_>) {
+        let by_server = header.has(flags::FROM_SERVER);
+        let session = header.session();
+        let Some(recording) = self.recordings.iter_mut().find(|r| r.session == session) else {
+            return;
+        };
+        for (range, reason, retry_ms) in refusals.iter() {
+            recording
+                .gaps
+                .refused(range, from, by_server, (reason, retry_ms), &self.parties, now);
+        }
+    }
+
+    /// Runs what is due: NAKs, ACKs, repairs. Returns when to call again at the latest.
+    pub fn poll(&mut self, now: Now, budget: usize, store: &mut impl ArchiveStore, out: &mut impl Outbox) -> Nanos {
+        self.responder.pump(now, budget, store, out);
+        let mut due = if self.responder.is_idle() { Nanos::MAX } else { now.mono };
+        for at in 0..self.recordings.len() {
+            if self.recordings[at].gaps.is_due(now.mono, Seq(u32::MAX)) {
+                while let Some(range) = self.recordings[at].gaps.take_given_up(now.mono, &self.parties) {
+                    self.give_up(now.mono, at, range, store);
+                }
+                let recording = &mut self.recordings[at];
+                let stamp = nak_stamp(self.config.stream, recording.session, self.config.origin);
+                recording.gaps.ask(now, Seq(u32::MAX), &self.parties, stamp, out);
+            }
+            due = due.min(self.recordings[at].gaps.next_due().max(now.mono + 1));
+        }
+        if now.mono >= self.ack_due {
+            self.acknowledge(now, store, out);
+        }
+        due.min(self.ack_due)
+    }
+
+    fn give_up(&mut self, now: Nanos, at: usize, range: SeqRange, store: &mut impl ArchiveStore) {
+        let recording = &mut self.recordings[at];
+        if let Some(known) = SeqRange::new(range.first, range.last.min(recording.horizon.prev())) {
+            let mut lost = Vec::new();
+            recording.have.absent(known, |r| lost.push(r));
+            for range in lost {
+                self.stats.lost += u64::from(range.len());
+                recording.have_again(range);
+                if recording.opened && store.mark_lost(recording.session, range).is_err() {
+                    self.stats.failed += 1;
+                }
+            }
+        }
+        let beyond = range.last >= recording.horizon && recording.end.is_none();
+        if beyond && let Some(follower) = self.recordings.get(at + 1).map(|r| r.session) {
+            let end = End {
+                last: self.recordings[at].horizon.prev(),
+                next: follower,
+            };
+            self.set_end(now, at, end, store);
+        }
+    }
+
+    fn acknowledge(&mut self, now: Now, store: &impl ArchiveStore, out: &mut impl Outbox) {
+        if now.mono >= self.repeat_due {
+            self.repeat_due = now.mono + self.config.ack_idle;
+            self.recordings.iter_mut().for_each(|r| r.dirty = true);
+        }
+        self.ack_due = self.repeat_due;
+        let Some(server) = self.parties.server else { return };
+        self.unacked = 0;
+        for recording in self.recordings.iter_mut().filter(|r| r.dirty) {
+            recording.dirty = false;
+            let stamp = Stamp {
+                stream: self.config.stream,
+                session: recording.session,
+                sequence: Seq(0),
+                time: now.wall,
+                flags: if self.config.synced { flags::SYNCED } else { 0 },
+                origin: self.config.origin,
+            };
+            // What the server has dropped long ago needs no further word.
+            let from = recording.oldest.unwrap_or(Seq::FIRST);
+            let mut ranges = [SeqRange {
+                first: Seq::FIRST,
+                last: Seq::FIRST,
+            }; ACKS_AT_ONCE * MAX_RANGES];
+            let mut count = 0;
+            let mut take = |r: SeqRange| {
+                if r.last >= from && count < ranges.len() {
+                    ranges[count] = r;
+                    count += 1;
+                }
+            };
+            if self.config.synced {
+                let mut synced = 0;
+                store.stored(recording.session, true, &mut |r| {
+                    synced += u64::from(r.len());
+                    take(r);
+                });
+                store.lost(recording.session, &mut |r| {
+                    synced += u64::from(r.len());
+                    take(r);
+                });
+                if synced < recording.have.total() {
+                    // The rest is on its way to the disk.
+                    recording.dirty = true;
+                    self.ack_due = self.ack_due.min(now.mono + self.config.ack_delay.max(MILLIS));
+                }
+            } else {
+                recording.have.as_slice().iter().copied().for_each(&mut take);
+            }
+            // An archive that has nothing yet still says that it is there.
+            let mut rest = &ranges[..count];
+            loop {
+                let (frame, later) = rest.split_at(rest.len().min(MAX_RANGES));
+                if out.send(server, |buf| stamp.ranges(buf, Kind::Ack, frame.iter().copied())) {
+                    self.stats.acks += 1;
+                }
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Sends the last acknowledgements before leaving. In `synced` mode the caller syncs first.
+    pub fn close(&mut self, now: Now, store: &impl ArchiveStore, out: &mut impl Outbox) {
+        self.repeat_due = now.mono;
+        self.acknowledge(now, store, out);
+    }
+}
+
+impl Recording {
+    fn have_again(&mut self, range: SeqRange) {
+        // The set is as large as what is stored may be scattered; beyond, some is fetched again
+        // and found to be there.
+        let _ = self.have.insert(range);
+        self.horizon = self.horizon.max(range.end());
+    }
+
+    fn store(
+        &mut self,
+        block: &Block<'_>,
+        range: SeqRange,
+        time: Nanos,
+        received: Nanos,
+        store: &mut impl ArchiveStore,
+    ) -> Result<(), Refused> {
+        if !self.opened {
+            store.open_session(self.session, self.previous, self.server_origin)?;
+            self.opened = true;
+            if let Some(end) = self.end {
+                store.close_session(self.session, end)?;
+            }
+        }
+        let Some(block) = block.part(range, usize::MAX) else {
+            return Ok(());
+        };
+        self.have.insert(range).map_err(|_| Refused::Full)?;
+        let kept = store.append(self.session, &Record { block, time }, received);
+        if kept.is_err() {
+            self.have.remove(range);
+        }
+        kept
+    }
+}

@@ -1,0 +1,669 @@
+//! The client: delivers a stream in order, each message once, and gets back what was missed.
+
+use core::net::SocketAddrV4;
+
+use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
+use crate::hold::Hold;
+use crate::io::{Application, Delivery, End, Event, Outbox, Path};
+use crate::ranges::RangeSet;
+use crate::seq::{Seq, SeqRange, Session, Stream};
+use crate::time::{MILLIS, Nanos, Now};
+use crate::wire::{Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, Refusals, Role, flags};
+
+use zerocopy::FromBytes;
+
+/// Where a client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the first packet that it sees; nothing older is ever asked for.
+    Now,
+    /// At the first message of the session that it finds.
+    Session,
+    /// Right behind this message, however long ago that was.
+    After(Session, Seq),
+}
+
+/// Settings of a client.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientConfig {
+    /// The stream.
+    pub stream: Stream,
+    /// Tells this client apart in the NAKs that it sends.
+    pub origin: u32,
+    /// Where to begin.
+    pub start: Start,
+    /// How far ahead of the next message a frame may be and still be held, in messages.
+    pub window: u32,
+    /// Most frames held; their receive buffers are not free meanwhile.
+    pub hold_frames: u32,
+    /// How repairs are asked for.
+    pub gaps: GapConfig,
+    /// After this long without a frame of the server the archive is asked whether there is more.
+    pub silence: Nanos,
+    /// Seed of the random pauses.
+    pub seed: u64,
+}
+
+impl ClientConfig {
+    /// The defaults for a stream.
+    #[must_use]
+    pub fn new(stream: Stream, origin: u32) -> ClientConfig {
+        ClientConfig {
+            stream,
+            origin,
+            start: Start::Now,
+            window: 1 << 16,
+            hold_frames: 2048,
+            gaps: GapConfig::default(),
+            silence: 1000 * MILLIS,
+            seed: u64::from(origin),
+        }
+    }
+}
+
+/// What a client has seen and done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientStats {
+    /// Messages delivered.
+    pub delivered: u64,
+    /// Of those, repaired by an archive.
+    pub repaired_archive: u64,
+    /// Of those, repaired by the server.
+    pub repaired_server: u64,
+    /// Gaps that opened.
+    pub gaps: u64,
+    /// Messages reported as lost.
+    pub lost: u64,
+    /// Messages received that had been delivered or were held already.
+    pub duplicates: u64,
+    /// Frames dropped because they were too far ahead or nothing could be held; repaired later.
+    pub overruns: u64,
+    /// Times that the application would not take a block.
+    pub refused: u64,
+    /// Frames of another session that were not used.
+    pub other_session: u64,
+    /// Frames of a second server under the same identity.
+    pub foreign: u64,
+    /// Bytes that were no frame.
+    pub malformed: u64,
+    /// NAK frames sent.
+    pub naks: u64,
+    /// Smoothed time from a NAK to its first repair, in nanoseconds; 0 before the first.
+    pub round_trip: Nanos,
+}
+
+/// Where delivery stands.
+#[derive(Debug)]
+struct Cursor {
+    /// [`Session::NONE`] until something of the stream was seen.
+    session: Session,
+    /// The next message to deliver.
+    next: Seq,
+    /// The application would not take it.
+    blocked: bool,
+    stats: ClientStats,
+}
+
+impl Cursor {
+    /// Offers the application the messages of a checked frame from the next one to `last`.
+    fn offer(&mut self, bytes: &[u8], last: Seq, waited: bool, app: &mut impl Application) -> bool {
+        let Ok((header, body)) = Header::ref_from_prefix(bytes) else {
+            return true;
+        };
+        let whole = Block::trusted(header.sequence(), header.count.get(), body);
+        let Some(wanted) = SeqRange::new(self.next, last) else {
+            return true;
+        };
+        let Some(block) = whole.part(wanted, usize::MAX) else {
+            return true;
+        };
+        let path = match (header.kind == Kind::Repair as u8, header.has(flags::FROM_SERVER)) {
+            (false, _) => Path::Live,
+            (true, false) => Path::Archive,
+            (true, true) => Path::Server,
+        };
+        let delivery = Delivery {
+            session: self.session,
+            block,
+            time: header.time.get(),
+            path,
+            waited,
+        };
+        self.blocked = !app.deliver(&delivery);
+        if self.blocked {
+            self.stats.refused += 1;
+            return false;
+        }
+        let count = u64::from(block.count());
+        self.stats.delivered += count;
+        match path {
+            Path::Live => {}
+            Path::Archive => self.stats.repaired_archive += count,
+            Path::Server => self.stats.repaired_server += count,
+        }
+        true
+    }
+}
+
+/// The state machine; `F` is an owned receive frame.
+#[derive(Debug)]
+pub struct Client<F> {
+    config: ClientConfig,
+    cursor: Cursor,
+    /// The server run that this session is taken from; 0 while unknown.
+    server_origin: u32,
+    /// One past the highest message known to exist.
+    horizon: Seq,
+    hold: Hold<F>,
+    gaps: Gaps,
+    lost: RangeSet,
+    parties: Parties,
+    end: Option<End>,
+    ended: bool,
+    /// A later session that has been seen.
+    upcoming: Session,
+    heard: Nanos,
+    silent: bool,
+    duplicate_reported: bool,
+}
+
+impl<F: AsRef<[u8]>> Client<F> {
+    /// A client that has seen nothing. All memory is taken now.
+    #[must_use]
+    pub fn new(config: ClientConfig, now: Nanos) -> Client<F> {
+        let (session, next) = match config.start {
+            Start::After(session, seq) => (session, seq.next()),
+            Start::Now | Start::Session => (Session::NONE, Seq::FIRST),
+        };
+        let hold = Hold::new(config.window, config.hold_frames);
+        // More than can be held is never asked for.
+        let gaps = GapConfig {
+            ask_window: config.gaps.ask_window.clamp(1, hold.window()),
+            ..config.gaps
+        };
+        Client {
+            cursor: Cursor {
+                session,
+                next,
+                blocked: false,
+                stats: ClientStats::default(),
+            },
+            server_origin: 0,
+            horizon: next,
+            hold,
+            gaps: Gaps::new(gaps, config.seed),
+            lost: RangeSet::new(config.gaps.max_gaps),
+            parties: Parties::default(),
+            end: None,
+            ended: false,
+            upcoming: Session::NONE,
+            heard: now,
+            silent: false,
+            duplicate_reported: false,
+            config,
+        }
+    }
+
+    /// What has been seen and done so far.
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        ClientStats {
+            naks: self.gaps.naks,
+            round_trip: self.gaps.round_trip(),
+            ..self.cursor.stats
+        }
+    }
+
+    /// The session and the next message to deliver, once known.
+    #[must_use]
+    pub fn position(&self) -> Option<(Session, Seq)> {
+        Some((self.cursor.session.known()?, self.cursor.next))
+    }
+
+    /// Whether the server has ended the stream and everything has been delivered.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How many frames are held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.hold.len()
+    }
+
+    /// Takes one received frame of this client's stream.
+    pub fn on_frame(&mut self, now: Now, from: SocketAddrV4, frame: F, app: &mut impl Application) {
+        let bytes = frame.as_ref();
+        let parsed = match Frame::parse(bytes) {
+            Ok(parsed) if parsed.header.stream() == self.config.stream => parsed,
+            _ => {
+                self.cursor.stats.malformed += 1;
+                return;
+            }
+        };
+        let header = parsed.header;
+        match parsed.body {
+            Body::Data(block) => {
+                if self.accept_server(header, from, now, app) && self.enter(header, block.first(), app) {
+                    self.parties.server.get_or_insert(from);
+                    if let Some(range) = block.range() {
+                        self.on_block(now, range, frame, app);
+                    }
+                }
+            }
+            Body::Repair(block) => {
+                if header.session() != self.cursor.session {
+                    self.cursor.stats.other_session += 1;
+                } else if let Some(range) = block.range() {
+                    self.on_block(now, range, frame, app);
+                }
+            }
+            Body::Heartbeat(body, endpoints) => {
+                if self.accept_server(header, from, now, app) {
+                    self.on_heartbeat(now, header, body, endpoints, app);
+                }
+            }
+            Body::End(body) => {
+                let end = End {
+                    last: header.sequence().prev(),
+                    next: Session(body.next_session.get()),
+                };
+                self.on_end(now, header, end, app);
+            }
+            Body::Unavailable(refusals) => self.on_unavailable(now, from, header, refusals),
+            Body::Ack(_) | Body::Nak(_) => {}
+        }
+    }
+
+    /// Runs what is due. Returns when to call again at the latest, in monotonic time.
+    pub fn poll(&mut self, now: Now, app: &mut impl Application, out: &mut impl Outbox) -> Nanos {
+        if self.cursor.session == Session::NONE {
+            return Nanos::MAX;
+        }
+        if self.cursor.blocked {
+            self.drain(app);
+        }
+        if now.mono.saturating_sub(self.heard) >= self.config.silence && !self.ended {
+            if !self.silent {
+                self.silent = true;
+                app.event(Event::Silent);
+            }
+            // Whoever still answers knows whether there was more.
+            self.probe(now.mono);
+        }
+        // While the application stands still nothing more is asked for than can be held.
+        let limit = self.cursor.next.plus(self.hold.window());
+        if self.gaps.is_due(now.mono, limit) && (!self.cursor.blocked || self.hold.has_room()) {
+            while let Some(range) = self.gaps.take_given_up(now.mono, &self.parties) {
+                self.give_up(now.mono, range, app);
+            }
+            let stamp = nak_stamp(self.config.stream, self.cursor.session, self.config.origin);
+            self.gaps.ask(now, limit, &self.parties, stamp, out);
+        }
+        self.finish_session(now.mono, app);
+        let silence = if self.ended || self.silent {
+            Nanos::MAX
+        } else {
+            self.heard + self.config.silence
+        };
+        let retry = if self.cursor.blocked {
+            now.mono + MILLIS
+        } else {
+            Nanos::MAX
+        };
+        silence.min(retry).min(self.gaps.next_due().max(now.mono + 1))
+    }
+
+    /// Whether a frame of the server may be used; keeps watch over its identity.
+    fn accept_server(&mut self, header: &Header, from: SocketAddrV4, now: Now, app: &mut impl Application) -> bool {
+        let origin = header.origin.get();
+        if header.session() == self.cursor.session && self.server_origin != 0 && origin != self.server_origin {
+            self.cursor.stats.foreign += 1;
+            if !self.duplicate_reported {
+                self.duplicate_reported = true;
+                app.event(Event::DuplicateServer {
+                    session: self.cursor.session,
+                    from,
+                });
+            }
+            return false;
+        }
+        if header.session() < self.cursor.session {
+            self.cursor.stats.other_session += 1;
+            return false;
+        }
+        if header.session() == self.cursor.session {
+            self.server_origin = origin;
+        }
+        self.heard = now.mono;
+        if self.silent {
+            self.silent = false;
+            app.event(Event::Heard);
+        }
+        true
+    }
+
+    /// Whether the frame's session is the current one; the first frame of all decides it.
+    fn enter(&mut self, header: &Header, first: Seq, app: &mut impl Application) -> bool {
+        let session = header.session();
+        if self.cursor.session == Session::NONE && session != Session::NONE {
+            self.cursor.session = session;
+            self.server_origin = header.origin.get();
+            self.cursor.next = if self.config.start == Start::Session {
+                Seq::FIRST
+            } else {
+                first
+            };
+            self.horizon = self.cursor.next;
+            app.event(Event::Joined {
+                session,
+                next: self.cursor.next,
+            });
+        }
+        if session == self.cursor.session {
+            return true;
+        }
+        if session > self.cursor.session {
+            self.upcoming = self.upcoming.max(session);
+        }
+        self.cursor.stats.other_session += 1;
+        false
+    }
+
+    fn on_block(&mut self, now: Now, range: SeqRange, frame: F, app: &mut impl Application) {
+        if let Some(gap) = SeqRange::new(self.horizon, range.first.prev()) {
+            self.cursor.stats.gaps += 1;
+            self.gaps.miss(gap, now.mono);
+            app.event(Event::Gap {
+                session: self.cursor.session,
+                range: gap,
+            });
+        }
+        self.horizon = self.horizon.max(range.end());
+        if range.last < self.cursor.next {
+            self.cursor.stats.duplicates += u64::from(range.len());
+            return;
+        }
+        let is_next = range.first <= self.cursor.next && self.hold.get(self.cursor.next).is_none();
+        if is_next && !self.cursor.blocked && self.cursor.offer(frame.as_ref(), range.last, false, app) {
+            self.cursor.stats.duplicates += u64::from(self.cursor.next.since(range.first));
+            if !self.gaps.is_empty() {
+                self.gaps.found(range, now.mono);
+            }
+            self.advance(range.last);
+            if !self.hold.is_empty() || !self.lost.is_empty() {
+                self.drain(app);
+            }
+            return;
+        }
+        self.keep(now, range, frame);
+    }
+
+    /// Holds a frame that cannot be delivered yet. What cannot be held is noted as missing.
+    fn keep(&mut self, now: Now, range: SeqRange, frame: F) {
+        let window = SeqRange {
+            first: self.cursor.next,
+            last: self.cursor.next.plus(self.hold.window() - 1),
+        };
+        let ahead = range.intersect(window);
+        if let Some(part) = ahead
+            && let Ok(new) = self.hold.put(part, frame)
+        {
+            self.cursor.stats.duplicates += u64::from(part.len() - new);
+            self.gaps.found(part, now.mono);
+            if let Some(rest) = SeqRange::new(part.end(), range.last) {
+                self.gaps.miss(rest, now.mono);
+            }
+            return;
+        }
+        let mut absent = 0;
+        let mut run: Option<SeqRange> = None;
+        for seq in (range.first.max(self.cursor.next).0..=range.last.0).map(Seq) {
+            if window.contains(seq) && self.hold.get(seq).is_some() {
+                continue;
+            }
+            absent += 1;
+            run = match run {
+                Some(r) if r.end() == seq => Some(SeqRange {
+                    first: r.first,
+                    last: seq,
+                }),
+                other => {
+                    if let Some(r) = other {
+                        self.gaps.miss(r, now.mono);
+                    }
+                    SeqRange::new(seq, seq)
+                }
+            };
+        }
+        if let Some(r) = run {
+            self.gaps.miss(r, now.mono);
+        }
+        self.cursor.stats.overruns += u64::from(absent > 0);
+        self.cursor.stats.duplicates += u64::from(range.len() - absent);
+    }
+
+    /// Everything up to `last` is done with.
+    fn advance(&mut self, last: Seq) {
+        if !self.hold.is_empty()
+            && let Some(done) = SeqRange::new(self.cursor.next, last)
+        {
+            self.hold.drop_range(done.prefix(self.hold.window()));
+        }
+        self.cursor.next = last.next();
+    }
+
+    /// Delivers what has become next, and says what is lost when its turn comes.
+    fn drain(&mut self, app: &mut impl Application) {
+        loop {
+            self.cursor.blocked = false;
+            let next = self.cursor.next;
+            if let Some(range) = self.lost.range_of(next).and_then(|r| SeqRange::new(next, r.last)) {
+                self.cursor.stats.lost += u64::from(range.len());
+                app.event(Event::Lost {
+                    session: self.cursor.session,
+                    range,
+                });
+                self.advance(range.last);
+                self.lost.remove_below(self.cursor.next);
+                self.gaps.forget_below(self.cursor.next);
+                continue;
+            }
+            let Some(frame) = self.hold.get(next) else { return };
+            let Some(last) = last_of(frame.as_ref()) else { return };
+            if !self.cursor.offer(frame.as_ref(), last, true, app) {
+                return;
+            }
+            self.advance(last);
+        }
+    }
+
+    fn on_heartbeat(
+        &mut self,
+        now: Now,
+        header: &Header,
+        body: &HeartbeatBody,
+        endpoints: &[Endpoint],
+        app: &mut impl Application,
+    ) {
+        self.learn(header, endpoints);
+        if self.cursor.session != Session::NONE && header.session() > self.cursor.session {
+            let previous = Session(body.previous_session.get());
+            if previous == self.cursor.session {
+                let end = End {
+                    last: Seq(body.previous_last.get()),
+                    next: header.session(),
+                };
+                self.set_end(now, end);
+            } else if let Some(end) = self.end.as_mut().filter(|e| e.next == Session::NONE) {
+                if previous == Session::NONE {
+                    end.next = header.session();
+                } else {
+                    // There was a session in between: who knows the end also knows what came next.
+                    self.end = None;
+                }
+            }
+        }
+        let next = header.sequence();
+        if !self.enter(header, next, app) {
+            return;
+        }
+        if let Some(gap) = SeqRange::new(self.horizon, next.prev()) {
+            self.cursor.stats.gaps += 1;
+            self.gaps.miss(gap, now.mono);
+            self.horizon = next;
+            app.event(Event::Gap {
+                session: self.cursor.session,
+                range: gap,
+            });
+        }
+    }
+
+    fn learn(&mut self, header: &Header, endpoints: &[Endpoint]) {
+        self.parties.archived = header.has(flags::ARCHIVED);
+        let archives = endpoints.iter().filter(|e| e.is(Role::Archive)).map(Endpoint::addr);
+        if self.parties.set_archives(archives) {
+            self.gaps.archives_changed();
+        }
+        if let Some(server) = endpoints.iter().find(|e| e.is(Role::Server)) {
+            self.parties.server = Some(server.addr());
+        }
+    }
+
+    fn on_end(&mut self, now: Now, header: &Header, end: End, app: &mut impl Application) {
+        let session = header.session();
+        if self.cursor.session == Session::NONE || session > self.cursor.session {
+            // The end of a session that this client never saw; what follows will say the rest.
+            if self.enter(header, header.sequence(), app) {
+                self.set_end(now, end);
+            }
+        } else if session == self.cursor.session {
+            self.heard = now.mono;
+            self.set_end(now, end);
+        }
+    }
+
+    /// Notes how the current session ends. What is known to exist is never cut off.
+    fn set_end(&mut self, now: Now, end: End) {
+        let last = end.last.max(self.horizon.prev());
+        let next = match self.end {
+            Some(known) if end.next == Session::NONE => known.next,
+            _ => end.next,
+        };
+        if let Some(gap) = SeqRange::new(self.horizon, last) {
+            self.cursor.stats.gaps += 1;
+            self.gaps.miss(gap, now.mono);
+            self.horizon = gap.end();
+        }
+        self.gaps.forget_above(last);
+        self.end = Some(End { last, next });
+    }
+
+    fn on_unavailable(&mut self, now: Now, from: SocketAddrV4, header: &Header, refusals: Refusals<'_>) {
+        if header.session() != self.cursor.session {
+            return;
+        }
+        let by_server = header.has(flags::FROM_SERVER);
+        for (range, reason, retry_ms) in refusals.iter() {
+            self.gaps
+                .refused(range, from, by_server, (reason, retry_ms), &self.parties, now.mono);
+        }
+    }
+
+    /// Asks for what may lie behind the known end of the session.
+    fn probe(&mut self, now: Nanos) {
+        if self.end.is_none() && self.gaps.is_empty() {
+            let beyond = SeqRange {
+                first: self.horizon,
+                last: self.horizon.plus(self.config.gaps.ask_window.max(1) - 1),
+            };
+            self.gaps.miss(beyond, now);
+        }
+    }
+
+    /// Nobody has these messages, or nobody answered for too long.
+    fn give_up(&mut self, now: Nanos, range: SeqRange, app: &mut impl Application) {
+        // Numbers that nobody has sent were only asked for in case they exist.
+        if let Some(known) = SeqRange::new(range.first.max(self.cursor.next), range.last.min(self.horizon.prev())) {
+            // Only numbers within the window can be held; all beyond it are absent.
+            let mut from = known.first;
+            let window_end = self.cursor.next.plus(self.hold.window());
+            for seq in (known.first.0..known.last.next().min(window_end).0).map(Seq) {
+                if self.hold.get(seq).is_some() {
+                    self.lose(now, SeqRange::new(from, seq.prev()));
+                    from = seq.next();
+                }
+            }
+            self.lose(now, SeqRange::new(from, known.last));
+            if !self.cursor.blocked {
+                self.drain(app);
+            }
+        }
+        if range.last >= self.horizon && self.end.is_none() && self.upcoming > self.cursor.session {
+            app.event(Event::TailUnknown {
+                session: self.cursor.session,
+                from: self.horizon,
+            });
+            self.end = Some(End {
+                last: self.horizon.prev(),
+                next: self.upcoming,
+            });
+        }
+    }
+
+    fn lose(&mut self, now: Nanos, range: Option<SeqRange>) {
+        if let Some(range) = range
+            && self.lost.insert(range).is_err()
+        {
+            // Too many separate losses at once: this one waits for its turn.
+            self.gaps.miss(range, now);
+        }
+    }
+
+    /// Goes on to the next session when the current one is done.
+    fn finish_session(&mut self, now: Nanos, app: &mut impl Application) {
+        let Some(end) = self.end else {
+            if self.upcoming > self.cursor.session {
+                self.probe(now);
+            }
+            return;
+        };
+        if self.cursor.next <= end.last || self.cursor.blocked {
+            return;
+        }
+        if !self.ended {
+            self.ended = true;
+            app.event(Event::SessionEnded {
+                session: self.cursor.session,
+                end,
+            });
+        }
+        let next = end.next;
+        if next <= self.cursor.session {
+            return;
+        }
+        self.ended = false;
+        self.end = None;
+        self.cursor.session = next;
+        self.cursor.next = Seq::FIRST;
+        self.horizon = Seq::FIRST;
+        self.server_origin = 0;
+        self.duplicate_reported = false;
+        self.hold.clear();
+        self.gaps.clear();
+        self.lost.clear();
+        app.event(Event::SessionStarted { session: next });
+        if self.upcoming > next {
+            self.probe(now);
+        }
+    }
+}
+
+fn last_of(bytes: &[u8]) -> Option<Seq> {
+    let (header, _) = Header::ref_from_prefix(bytes).ok()?;
+    SeqRange::of(header.sequence(), u32::from(header.count.get())).map(|r| r.last)
+}
+
+#[cfg(test)]
+mod tests;

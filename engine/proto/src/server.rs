@@ -1,0 +1,632 @@
+//! The server: numbers messages, sends them, and keeps each until archives have acknowledged it.
+
+use alloc::vec::Vec;
+use core::net::SocketAddrV4;
+
+use zerocopy::byteorder::little_endian::U32;
+
+use crate::io::{End, Outbox, Record, Refused, ServerStore};
+use crate::ranges::RangeSet;
+use crate::responder::{Responder, ResponderStats};
+use crate::seq::{Seq, SeqRange, Session, Stream};
+use crate::time::{MILLIS, Nanos, Now, SECONDS};
+use crate::wire::{
+    Block, Body, Endpoint, Frame, HEADER, HeartbeatBody, Kind, MAX_ENDPOINTS, Message, Role, Stamp, flags, put_message,
+};
+
+/// Settings of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerConfig {
+    /// The stream.
+    pub stream: Stream,
+    /// Where frames go.
+    pub group: SocketAddrV4,
+    /// Where queries reach this server.
+    pub local: SocketAddrV4,
+    /// A random number for this run, so that a second server under the same identity is noticed.
+    pub origin: u32,
+    /// A message is kept until this many archives have acknowledged it. With 0, the store's own
+    /// bound decides how long.
+    pub archives: usize,
+    /// First pause between the last data and a heartbeat; it doubles up to the longest.
+    pub heartbeat_min: Nanos,
+    /// Longest pause between heartbeats. While data flows, heartbeats still come this often, since
+    /// they carry the addresses for queries.
+    pub heartbeat_max: Nanos,
+    /// The last sequence number of a session before the next is opened.
+    pub range_end: Seq,
+    /// An archive that has not acknowledged anything for this long is no longer named as one to
+    /// ask. What it acknowledged stays acknowledged.
+    pub archive_timeout: Nanos,
+    /// Least time between the end and the server's leave, in which clients can still ask.
+    pub linger: Nanos,
+    /// Longest wait for outstanding acknowledgements at the end.
+    pub linger_max: Nanos,
+}
+
+impl ServerConfig {
+    /// The defaults for a stream.
+    #[must_use]
+    pub fn new(stream: Stream, group: SocketAddrV4, local: SocketAddrV4, origin: u32) -> ServerConfig {
+        ServerConfig {
+            stream,
+            group,
+            local,
+            origin,
+            archives: 0,
+            heartbeat_min: MILLIS,
+            heartbeat_max: 100 * MILLIS,
+            range_end: Seq::LAST,
+            archive_timeout: 5 * SECONDS,
+            linger: 500 * MILLIS,
+            linger_max: 10 * SECONDS,
+        }
+    }
+}
+
+/// Where messages to publish come from.
+pub trait Source {
+    /// The next message, the same until [`Source::advance`].
+    fn peek(&mut self) -> Option<Message<'_>>;
+
+    /// The message was taken.
+    fn advance(&mut self);
+}
+
+/// Why a server takes no more messages for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocked {
+    /// What is not acknowledged fills the room for it.
+    Unacknowledged,
+    /// No transmit buffer is free.
+    NoBuffer,
+    /// The store has failed; the server cannot go on.
+    StoreFailed,
+    /// The server was closed.
+    Closed,
+}
+
+/// What a server has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerStats {
+    /// Messages sent for the first time.
+    pub messages: u64,
+    /// Their payload bytes.
+    pub bytes: u64,
+    /// DATA frames.
+    pub frames: u64,
+    /// Heartbeats and ENDs.
+    pub heartbeats: u64,
+    /// ACK frames received.
+    pub acks: u64,
+    /// Messages refused because they fit no frame.
+    pub oversize: u64,
+    /// Sessions opened because the range of numbers was used up.
+    pub rolls: u64,
+    /// Bytes that were no frame.
+    pub malformed: u64,
+    /// Repairs.
+    pub repairs: ResponderStats,
+}
+
+#[derive(Debug)]
+struct Peer {
+    id: u32,
+    addr: SocketAddrV4,
+    heard: Nanos,
+}
+
+/// A session that is open, or ended and not acknowledged throughout.
+#[derive(Debug)]
+struct Kept {
+    session: Session,
+    previous: Session,
+    /// The next number to use.
+    next: Seq,
+    end: Option<End>,
+    /// One set for each archive, by place in the list of peers.
+    acked: Vec<RangeSet>,
+    /// Every number below is acknowledged by as many archives as required.
+    floor: Seq,
+}
+
+/// Most sessions kept at once: the open one and those that no archive has got in full.
+const MAX_KEPT: usize = 64;
+/// Sessions kept for their ends alone, the open one included.
+const KEEP_ENDED: usize = 8;
+/// Most archives that acknowledge one stream.
+const MAX_PEERS: usize = MAX_ENDPOINTS - 1;
+/// Ranges remembered for one archive and session. Acknowledgements come mostly in order; what
+/// does not fit comes again with a later ACK.
+const ACKED_RANGES: usize = 1024;
+/// Repair ranges that wait at most.
+const REPAIR_JOBS: usize = 1024;
+
+/// A session as its store knows it at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// The session.
+    pub session: Session,
+    /// The one before it.
+    pub previous: Session,
+    /// How it ended; a session that was cut off by a crash ended with its last stored number.
+    pub end: End,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Server {
+    config: ServerConfig,
+    /// Ascending; the last is the open one.
+    kept: Vec<Kept>,
+    peers: Vec<Peer>,
+    responder: Responder,
+    heartbeat_due: Nanos,
+    heartbeat_pause: Nanos,
+    endpoints_due: Nanos,
+    failed: bool,
+    closed_at: Option<Nanos>,
+    stats: ServerStats,
+}
+
+impl Server {
+    /// A server that opens `session` behind those that it inherits from an earlier run, ascending.
+    ///
+    /// # Errors
+    /// When the store cannot open the session.
+    pub fn open<S: ServerStore>(
+        config: ServerConfig,
+        session: Session,
+        inherited: &[Inherited],
+        now: Nanos,
+        store: &mut S,
+    ) -> Result<Server, Refused> {
+        let mut server = Server {
+            responder: Responder::new(config.stream, config.origin, true, REPAIR_JOBS),
+            kept: Vec::with_capacity(MAX_KEPT),
+            peers: Vec::with_capacity(MAX_PEERS),
+            heartbeat_due: now,
+            heartbeat_pause: config.heartbeat_min,
+            endpoints_due: now,
+            failed: false,
+            closed_at: None,
+            stats: ServerStats::default(),
+            config,
+        };
+        let mut previous = Session::NONE;
+        for old in inherited.iter().rev().take(MAX_KEPT - 1).rev() {
+            previous = old.session;
+            server.kept.push(Kept {
+                session: old.session,
+                previous: old.previous,
+                next: old.end.last.next(),
+                end: Some(old.end),
+                acked: Vec::with_capacity(MAX_PEERS),
+                floor: store.oldest(old.session),
+            });
+        }
+        if let Some(last) = server.kept.last_mut() {
+            // The last run could not know what follows it.
+            let end = End {
+                last: last.next.prev(),
+                next: session,
+            };
+            last.end = Some(end);
+            store.close_session(last.session, end)?;
+        }
+        store.open_session(session, previous)?;
+        server.push_session(session, previous);
+        Ok(server)
+    }
+
+    fn push_session(&mut self, session: Session, previous: Session) {
+        let mut acked = Vec::with_capacity(MAX_PEERS);
+        acked.resize_with(self.peers.len(), || RangeSet::new(ACKED_RANGES));
+        self.kept.push(Kept {
+            session,
+            previous,
+            next: Seq::FIRST,
+            end: None,
+            acked,
+            floor: Seq::FIRST,
+        });
+    }
+
+    fn current(&self) -> &Kept {
+        // There is always an open session: `open` pushes one and only older ones are dropped.
+        &self.kept[self.kept.len() - 1]
+    }
+
+    /// The open session and the next number in it.
+    #[must_use]
+    pub fn position(&self) -> (Session, Seq) {
+        let current = self.current();
+        (current.session, current.next)
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> ServerStats {
+        ServerStats {
+            repairs: self.responder.stats(),
+            ..self.stats
+        }
+    }
+
+    /// Messages sent and not yet acknowledged by as many archives as required, over all sessions.
+    #[must_use]
+    pub fn unacknowledged(&self) -> u64 {
+        if self.config.archives == 0 {
+            return 0;
+        }
+        self.kept.iter().map(|k| u64::from(k.next.since(k.floor))).sum()
+    }
+
+    /// Archives that have acknowledged something lately.
+    #[must_use]
+    pub fn archives(&self, now: Nanos) -> usize {
+        self.peers.iter().filter(|p| self.is_near(p, now)).count()
+    }
+
+    fn is_near(&self, peer: &Peer, now: Nanos) -> bool {
+        now.saturating_sub(peer.heard) < self.config.archive_timeout
+    }
+
+    /// Sends waiting messages in at most `budget` frames, each filled with what is there. Returns
+    /// how many messages were taken, and why no more were if there are more.
+    pub fn publish(
+        &mut self,
+        now: Now,
+        budget: usize,
+        source: &mut impl Source,
+        store: &mut impl ServerStore,
+        out: &mut impl Outbox,
+    ) -> (u64, Option<Blocked>) {
+        let before = self.stats.messages;
+        let mut blocked = None;
+        for _ in 0..budget {
+            if source.peek().is_none() {
+                break;
+            }
+            blocked = self.publish_frame(now, source, store, out).err();
+            if blocked.is_some() {
+                break;
+            }
+        }
+        let sent = self.stats.messages - before;
+        if sent > 0 {
+            self.heartbeat_pause = self.config.heartbeat_min;
+            self.heartbeat_due = now.mono + self.heartbeat_pause;
+        }
+        (sent, blocked)
+    }
+
+    fn publish_frame(
+        &mut self,
+        now: Now,
+        source: &mut impl Source,
+        store: &mut impl ServerStore,
+        out: &mut impl Outbox,
+    ) -> Result<(), Blocked> {
+        if self.closed_at.is_some() {
+            return Err(Blocked::Closed);
+        }
+        if self.failed {
+            return Err(Blocked::StoreFailed);
+        }
+        let max = out.max_frame();
+        if !store.has_room(max - HEADER) {
+            return Err(Blocked::Unacknowledged);
+        }
+        if self.current().next > self.config.range_end {
+            self.roll(now, store)?;
+        }
+        let current = self.current();
+        let (session, first) = (current.session, current.next);
+        let most = self.config.range_end.next().since(first).min(u32::from(u16::MAX));
+        let stamp = Stamp {
+            stream: self.config.stream,
+            session,
+            sequence: first,
+            time: now.wall,
+            flags: 0,
+            origin: self.config.origin,
+        };
+        let stats = &mut self.stats;
+        let mut result = Ok(0);
+        let queued = out.send(self.config.group, |buf| {
+            let mut len = HEADER;
+            let mut count = 0u16;
+            while u32::from(count) < most
+                && let Some(message) = source.peek()
+            {
+                let Some(size) = put_message(&mut buf[len..max], &message) else {
+                    if count > 0 {
+                        break;
+                    }
+                    // Programs are told the largest size; one that does not heed it is not sent.
+                    stats.oversize += 1;
+                    source.advance();
+                    continue;
+                };
+                stats.bytes += message.payload.len() as u64;
+                len += size;
+                count += 1;
+                source.advance();
+            }
+            if count == 0 {
+                return 0;
+            }
+            let block = Block::trusted(first, count, &buf[HEADER..len]);
+            // Kept before it is sent: after a crash the store knows all that was on the wire.
+            let record = Record { block, time: now.wall };
+            if let Err(refused) = store.append(session, &record) {
+                result = Err(refused);
+                return 0;
+            }
+            stamp.write(buf, Kind::Data, count);
+            result = Ok(count);
+            len
+        });
+        if !queued {
+            return Err(Blocked::NoBuffer);
+        }
+        match result {
+            Ok(count) => {
+                let at = self.kept.len() - 1;
+                self.kept[at].next = first.plus(u32::from(count));
+                self.stats.messages += u64::from(count);
+                self.stats.frames += u64::from(count > 0);
+                Ok(())
+            }
+            Err(_) => {
+                // `has_room` had promised it, and messages were taken: the run cannot go on.
+                self.failed = true;
+                Err(Blocked::StoreFailed)
+            }
+        }
+    }
+
+    /// The numbers of the session are used up: opens the next one.
+    fn roll(&mut self, now: Now, store: &mut impl ServerStore) -> Result<(), Blocked> {
+        self.sweep(store);
+        if self.kept.len() == MAX_KEPT {
+            return Err(Blocked::Unacknowledged);
+        }
+        let old = self.current();
+        let (session, last) = (old.session, old.next.prev());
+        let next = Session(
+            session
+                .0
+                .saturating_add(1)
+                .max(u32::try_from(now.wall / SECONDS).unwrap_or(u32::MAX)),
+        );
+        let end = End { last, next };
+        let opened = store
+            .close_session(session, end)
+            .and_then(|()| store.open_session(next, session));
+        if opened.is_err() {
+            self.failed = true;
+            return Err(Blocked::StoreFailed);
+        }
+        let at = self.kept.len() - 1;
+        self.kept[at].end = Some(end);
+        self.push_session(next, session);
+        self.stats.rolls += 1;
+        self.heartbeat_due = now.mono;
+        Ok(())
+    }
+
+    /// Ends the stream: nothing more is taken, and END is sent until [`Server::finished`].
+    ///
+    /// # Errors
+    /// When the end cannot be recorded; the stream is ended all the same.
+    pub fn close(&mut self, now: Now, store: &mut impl ServerStore) -> Result<(), Refused> {
+        if self.closed_at.is_some() {
+            return Ok(());
+        }
+        self.closed_at = Some(now.mono);
+        self.heartbeat_due = now.mono;
+        self.heartbeat_pause = self.config.heartbeat_min;
+        let at = self.kept.len() - 1;
+        let end = End {
+            last: self.kept[at].next.prev(),
+            next: Session::NONE,
+        };
+        self.kept[at].end = Some(end);
+        store.close_session(self.kept[at].session, end)
+    }
+
+    /// Whether a closed server may leave: everything is acknowledged and clients had time to ask,
+    /// or the wait took too long.
+    #[must_use]
+    pub fn finished(&self, now: Nanos) -> bool {
+        let Some(closed) = self.closed_at else { return false };
+        let waited = now.saturating_sub(closed);
+        let quiet = waited >= self.config.linger && self.responder.is_idle();
+        quiet && self.unacknowledged() == 0 || waited >= self.config.linger_max
+    }
+
+    /// Takes one received frame of this stream: ACKs, and NAKs for the server.
+    pub fn on_frame(
+        &mut self,
+        now: Now,
+        from: SocketAddrV4,
+        bytes: &[u8],
+        store: &mut impl ServerStore,
+        out: &mut impl Outbox,
+    ) {
+        let Ok(frame) = Frame::parse(bytes) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        let session = frame.header.session();
+        match frame.body {
+            Body::Ack(ranges) => {
+                self.stats.acks += 1;
+                self.on_ack(now.mono, from, frame.header.origin.get(), session, ranges.iter(), store);
+            }
+            Body::Nak(ranges) if frame.header.has(flags::ASK_SERVER) => {
+                self.responder.on_nak(now, from, session, &ranges, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_ack(
+        &mut self,
+        now: Nanos,
+        from: SocketAddrV4,
+        id: u32,
+        session: Session,
+        ranges: impl Iterator<Item = SeqRange>,
+        store: &mut impl ServerStore,
+    ) {
+        let Some(place) = self.place_of(now, id, from) else {
+            return;
+        };
+        let peer = &mut self.peers[place];
+        peer.heard = now;
+        peer.addr = from;
+        let Some(at) = self.kept.iter().position(|k| k.session == session) else {
+            return;
+        };
+        let kept = &mut self.kept[at];
+        for range in ranges {
+            // What was never sent cannot be acknowledged.
+            let sent = SeqRange::new(Seq::FIRST, kept.next.prev()).and_then(|all| all.intersect(range));
+            if let Some(range) = sent.and_then(|r| SeqRange::new(r.first.max(kept.floor), r.last)) {
+                let _ = kept.acked[place].insert(range);
+            }
+        }
+        self.release(at, store);
+    }
+
+    /// The place of an archive among the peers; a newcomer takes a free one, or that of an archive
+    /// that has been away.
+    fn place_of(&mut self, now: Nanos, id: u32, addr: SocketAddrV4) -> Option<usize> {
+        if let Some(place) = self.peers.iter().position(|p| p.id == id) {
+            return Some(place);
+        }
+        let peer = Peer { id, addr, heard: now };
+        let place = if self.peers.len() < MAX_PEERS {
+            self.peers.push(peer);
+            self.peers.len() - 1
+        } else {
+            let away = self.peers.iter().position(|p| !self.is_near(p, now))?;
+            self.peers[away] = peer;
+            away
+        };
+        for kept in &mut self.kept {
+            kept.acked.resize_with(self.peers.len(), || RangeSet::new(ACKED_RANGES));
+            kept.acked[place].clear();
+        }
+        // Clients shall know the newcomer soon.
+        self.endpoints_due = now;
+        Some(place)
+    }
+
+    /// Lets the store drop what as many archives as required have stored.
+    fn release(&mut self, at: usize, store: &mut impl ServerStore) {
+        let required = self.config.archives;
+        if required == 0 {
+            return;
+        }
+        let kept = &mut self.kept[at];
+        // The highest number below which at least `required` archives have everything.
+        let mut floor = kept.floor;
+        for set in &kept.acked {
+            let reach = set.first_absent(kept.floor);
+            let backed = kept
+                .acked
+                .iter()
+                .filter(|s| s.first_absent(kept.floor) >= reach)
+                .count();
+            if backed >= required {
+                floor = floor.max(reach);
+            }
+        }
+        if floor == kept.floor {
+            return;
+        }
+        kept.floor = floor;
+        for set in &mut kept.acked {
+            set.remove_below(floor);
+        }
+        store.release_below(kept.session, floor);
+        self.sweep(store);
+    }
+
+    /// Drops ended sessions that nobody needs from this server any more. The latest stay, empty:
+    /// clients may still have to learn how they ended and what followed.
+    fn sweep(&mut self, store: &mut impl ServerStore) {
+        let mut at = 0;
+        while at + KEEP_ENDED < self.kept.len() {
+            let kept = &self.kept[at];
+            let acknowledged = kept.end.is_some_and(|end| kept.floor > end.last);
+            let unasked = self.config.archives == 0 && self.kept.len() == MAX_KEPT;
+            if acknowledged || unasked {
+                let kept = self.kept.remove(at);
+                store.drop_session(kept.session);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Runs what is due: repairs, heartbeats. Returns when to call again at the latest.
+    pub fn poll(&mut self, now: Now, budget: usize, store: &mut impl ServerStore, out: &mut impl Outbox) -> Nanos {
+        self.responder.pump(now, budget, store, out);
+        if now.mono >= self.heartbeat_due.min(self.endpoints_due) {
+            self.beat(now, store, out);
+        }
+        let repairs = if self.responder.is_idle() { Nanos::MAX } else { now.mono };
+        repairs.min(self.heartbeat_due).min(self.endpoints_due)
+    }
+
+    fn beat(&mut self, now: Now, store: &mut impl ServerStore, out: &mut impl Outbox) {
+        let current = self.current();
+        let before = self.kept.len().checked_sub(2).map(|i| &self.kept[i]);
+        let stamp = Stamp {
+            stream: self.config.stream,
+            session: current.session,
+            sequence: current.next,
+            time: now.wall,
+            flags: if self.config.archives > 0 { flags::ARCHIVED } else { 0 },
+            origin: self.config.origin,
+        };
+        let body = HeartbeatBody {
+            previous_session: U32::new(current.previous.0),
+            previous_last: U32::new(before.map_or(0, |k| k.next.prev().0)),
+            oldest: U32::new(store.oldest(current.session).0),
+            acknowledged: U32::new(if self.config.archives > 0 { current.floor.0 } else { 0 }),
+        };
+        let mut endpoints = [Endpoint::new(self.config.local, Role::Server); MAX_ENDPOINTS];
+        let mut count = 1;
+        for peer in self.peers.iter().filter(|p| self.is_near(p, now.mono)) {
+            endpoints[count] = Endpoint::new(peer.addr, Role::Archive);
+            count += 1;
+        }
+        let mut sent = out.send(self.config.group, |buf| {
+            stamp.heartbeat(buf, &body, &endpoints[..count])
+        });
+        if self.closed_at.is_some() {
+            let stamp = Stamp {
+                flags: flags::FROM_SERVER,
+                ..stamp
+            };
+            sent &= out.send(self.config.group, |buf| stamp.end(buf, Session::NONE, current.previous));
+        }
+        if !sent {
+            self.heartbeat_due = now.mono + self.config.heartbeat_min;
+            self.endpoints_due = self.heartbeat_due;
+            return;
+        }
+        self.stats.heartbeats += 1;
+        if now.mono >= self.heartbeat_due {
+            self.heartbeat_pause = (2 * self.heartbeat_pause).min(self.config.heartbeat_max);
+            self.heartbeat_due = now.mono + self.heartbeat_pause;
+        }
+        self.endpoints_due = now.mono + self.config.heartbeat_max;
+    }
+}
