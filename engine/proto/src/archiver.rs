@@ -140,7 +140,7 @@ impl Archiver {
     pub fn new<S: ArchiveStore>(config: ArchiverConfig, now: Nanos, store: &S) -> Archiver {
         let mut archiver = Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
-            parties: Parties::default(),
+            parties: Parties::new(false),
             responder: Responder::new(config.stream, config.origin, false, REPAIR_JOBS),
             unacked: 0,
             ack_due: now,

@@ -193,7 +193,8 @@ impl<F: AsRef<[u8]>> Client<F> {
             hold,
             gaps: Gaps::new(gaps, config.seed),
             lost: RangeSet::new(config.gaps.max_gaps),
-            parties: Parties::default(),
+            // Until a heartbeat says otherwise an archive may have what the server lacks.
+            parties: Parties::new(true),
             end: None,
             ended: false,
             upcoming: Session::NONE,

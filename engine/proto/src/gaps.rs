@@ -54,7 +54,7 @@ impl Default for GapConfig {
 }
 
 /// Who can be asked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Parties {
     archives: [Option<SocketAddrV4>; MAX_ARCHIVES],
     /// The server's address, once known.
@@ -65,6 +65,16 @@ pub struct Parties {
 }
 
 impl Parties {
+    /// Nobody known yet; `archived` as in [`Parties::archived`].
+    #[must_use]
+    pub fn new(archived: bool) -> Parties {
+        Parties {
+            archives: [None; MAX_ARCHIVES],
+            server: None,
+            archived,
+        }
+    }
+
     /// Takes the archives that a heartbeat names, and says whether they are others than before.
     /// Archives that stay keep their place.
     pub fn set_archives(&mut self, named: impl Iterator<Item = SocketAddrV4> + Clone) -> bool {

@@ -34,11 +34,8 @@ fn range(first: u32, count: u32) -> SeqRange {
 }
 
 fn both() -> Parties {
-    let mut parties = Parties {
-        server: Some(SERVER),
-        archived: true,
-        ..Parties::default()
-    };
+    let mut parties = Parties::new(true);
+    parties.server = Some(SERVER);
     parties.set_archives([ARCHIVE].into_iter());
     parties
 }
@@ -127,11 +124,8 @@ fn a_refusal_of_a_part_leaves_the_rest_alone() {
 #[test]
 fn the_server_alone_cannot_declare_a_loss_while_an_archive_exists() {
     let mut gaps = Gaps::new(GapConfig::default(), 1);
-    let mut parties = Parties {
-        server: Some(SERVER),
-        archived: true,
-        ..Parties::default()
-    };
+    let mut parties = Parties::new(true);
+    parties.server = Some(SERVER);
     gaps.miss(range(1, 1), 0);
     assert_eq!(ask(&mut gaps, 0, &parties)[0].0, SERVER);
     gaps.refused(range(1, 1), SERVER, true, (Reason::TooOld, 0), &parties, 1);
