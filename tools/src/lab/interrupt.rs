@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -23,10 +24,22 @@ pub fn handle_signals() -> io::Result<()> {
     Ok(())
 }
 
+/// Waits for a signal, after [`handle_signals`].
+pub fn wait_for_signal() {
+    while check().is_ok() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Fails if a signal has arrived since [`handle_signals`].
 pub(super) fn check() -> Result<(), Error> {
     match PENDING.get().map_or(0, |p| p.load(Ordering::Relaxed)) {
         0 => Ok(()),
         signal => Err(Error::Interrupted { signal: signal as i32 }),
     }
+}
+
+/// [`check`] once in many calls, for loops over messages: `count` is the number of this one.
+pub(super) fn check_every(count: u64) -> Result<(), Error> {
+    if count.is_multiple_of(65_536) { check() } else { Ok(()) }
 }

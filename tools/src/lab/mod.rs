@@ -10,7 +10,9 @@
 
 mod command;
 mod interrupt;
+pub mod job;
 mod netns;
+pub mod outcome;
 mod process;
 mod sys;
 mod veth;
@@ -20,7 +22,7 @@ use std::net::Ipv4Addr;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-pub use interrupt::handle_signals;
+pub use interrupt::{handle_signals, wait_for_signal};
 pub use process::Process;
 
 /// The most hosts that one lab can have.

@@ -1,0 +1,244 @@
+//! `seqcast lab`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Subcommand, ValueEnum};
+use seqcast_tools::lab::job::{Input, Job, Link};
+use seqcast_tools::lab::{self, Lab, Place, Spec};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Publish to some clients with losses, and check that each got everything.
+    Run(RunArgs),
+    /// Make a lab and keep it until interrupted.
+    Up(UpArgs),
+    /// Remove what labs that were killed have left.
+    Clean,
+    /// Say which labs are possible here, and why others are not.
+    Check,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LinkChoice {
+    /// AF_XDP where it works, else kernel UDP.
+    Auto,
+    /// AF_XDP, or an error.
+    Xdp,
+    /// Kernel UDP.
+    Udp,
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    /// Publish this BinaryFILE instead of a made ITCH session.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["messages", "seed"])]
+    input: Option<PathBuf>,
+    /// Length of the made session.
+    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    messages: u64,
+    /// Which session to make; the same seed gives the same bytes.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Messages per second; 0 for as fast as it goes.
+    #[arg(long, value_name = "MSGS_PER_S", default_value_t = 50_000)]
+    rate: u64,
+    /// Share of datagrams that clients and archive lose at random, such as 0.01.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    drop: f64,
+    /// Datagrams that each client loses in one go.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    burst: u64,
+    /// Receiving engines.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=190))]
+    clients: u8,
+    /// How engines move frames.
+    #[arg(long, value_enum, default_value_t = LinkChoice::Auto)]
+    link: LinkChoice,
+    /// No namespaces: all engines on 127.0.0.1. This is what is done without root.
+    #[arg(long)]
+    loopback: bool,
+    /// MTU of the lab's interfaces, in bytes.
+    #[arg(long, default_value_t = 1500)]
+    mtu: u16,
+    /// How long the run may take, in seconds; from length and rate unless given.
+    #[arg(long, value_name = "SECONDS")]
+    limit: Option<u64>,
+    /// The engine to run; the one beside this program unless given.
+    #[arg(long, value_name = "PATH")]
+    engine: Option<PathBuf>,
+    /// Keep configurations, logs, reports and outputs in this directory, new or empty.
+    #[arg(long, value_name = "DIR")]
+    keep_output: Option<PathBuf>,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct UpArgs {
+    /// Receiving hosts.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=190))]
+    clients: u8,
+    /// MTU of the lab's interfaces, in bytes.
+    #[arg(long, default_value_t = 1500)]
+    mtu: u16,
+    /// Leave checksums and segmentation to the interfaces: right for kernel UDP, wrong for AF_XDP.
+    #[arg(long)]
+    offloads: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    lab::handle_signals().context("cannot handle signals")?;
+    match &args.command {
+        Command::Run(args) => run_job(args),
+        Command::Up(args) => up(args),
+        Command::Clean => {
+            for name in Lab::sweep()? {
+                println!("removed {name}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check => {
+            for (what, possible) in [
+                ("veth lab", Lab::veth_available()),
+                ("AF_XDP in it", Lab::xdp_available()),
+            ] {
+                match possible {
+                    Ok(()) => println!("{what}: yes"),
+                    Err(why) => println!("{what}: no: {why}"),
+                }
+            }
+            println!("loopback lab: yes");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_job(args: &RunArgs) -> Result<ExitCode> {
+    let (place, link) = choose(args)?;
+    // Removed with everything in it when dropped, unless it is the user's.
+    let temporary;
+    let directory = match &args.keep_output {
+        Some(directory) => fs::create_dir_all(directory)
+            .and_then(|()| directory.canonicalize())
+            .with_context(|| format!("cannot make {}", directory.display()))?,
+        None => {
+            temporary = tempfile::Builder::new()
+                .prefix("seqcast-lab-")
+                .tempdir()
+                .context("cannot make a temporary directory")?;
+            temporary.path().to_owned()
+        }
+    };
+    let job = Job {
+        engine: engine(args)?,
+        input: match &args.input {
+            Some(path) => Input::File(path.clone()),
+            None => Input::Made {
+                messages: args.messages,
+                seed: args.seed,
+            },
+        },
+        rate: (args.rate > 0).then_some(args.rate),
+        drop: args.drop,
+        burst: args.burst,
+        clients: args.clients,
+        place,
+        link,
+        mtu: args.mtu,
+        limit: args.limit.map(Duration::from_secs),
+        directory,
+    };
+    let outcome = job.run(&mut |line| eprintln!("{line}"))?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &outcome)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "\n{outcome}")?;
+    }
+    Ok(if outcome.all_equal() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The best lab that is asked for and possible; says why it is not a better one.
+fn choose(args: &RunArgs) -> Result<(Place, Link)> {
+    if args.link == LinkChoice::Xdp {
+        ensure!(
+            !args.loopback,
+            "AF_XDP does not work on loopback; leave out one of --link xdp and --loopback"
+        );
+        Lab::xdp_available().context("no AF_XDP lab is possible")?;
+        return Ok((Place::Veth, Link::Xdp));
+    }
+    if args.loopback {
+        return Ok((Place::Loopback, Link::Udp));
+    }
+    if args.link == LinkChoice::Auto {
+        match Lab::xdp_available() {
+            Ok(()) => return Ok((Place::Veth, Link::Xdp)),
+            Err(why) => eprintln!("kernel UDP instead of AF_XDP: {why}"),
+        }
+    }
+    match Lab::veth_available() {
+        Ok(()) => Ok((Place::Veth, Link::Udp)),
+        Err(why) => {
+            eprintln!("loopback instead of network namespaces: {why}");
+            Ok((Place::Loopback, Link::Udp))
+        }
+    }
+}
+
+fn engine(args: &RunArgs) -> Result<PathBuf> {
+    let path = match &args.engine {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()
+            .context("cannot find this program's own path")?
+            .with_file_name("seqcast-engine"),
+    };
+    path.canonicalize().with_context(|| {
+        format!(
+            "there is no engine at {}; build it (cargo build --release -p seqcast-engine) or give --engine",
+            path.display()
+        )
+    })
+}
+
+fn up(args: &UpArgs) -> Result<ExitCode> {
+    Lab::veth_available().context("no lab is possible")?;
+    let fixed = ["server", "archive"].map(str::to_owned);
+    let clients = (1..=args.clients).map(|i| format!("client{i}"));
+    let lab = Lab::new(&Spec {
+        place: Place::Veth,
+        hosts: fixed.into_iter().chain(clients).collect(),
+        mtu: args.mtu,
+        offloads: args.offloads,
+    })?;
+    for host in lab.hosts() {
+        println!(
+            "{:9} {:12} {}  ip netns exec {} bash",
+            host.name(),
+            host.address().to_string(),
+            host.interface(),
+            host.namespace().unwrap_or("-"),
+        );
+    }
+    println!("until interrupted");
+    io::stdout().flush()?;
+    lab::wait_for_signal();
+    Ok(ExitCode::SUCCESS)
+}
