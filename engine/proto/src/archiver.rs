@@ -137,7 +137,7 @@ pub struct Archiver {
 impl Archiver {
     /// An archiver that goes on with what the store holds.
     #[must_use]
-    pub fn new<S: ArchiveStore>(config: ArchiverConfig, now: Nanos, store: &S) -> Archiver {
+    pub fn new<S: ArchiveStore>(config: ArchiverConfig, now: Nanos, store: &mut S) -> Archiver {
         let mut archiver = Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
             parties: Parties::new(false),
@@ -541,7 +541,7 @@ impl Archiver {
         }
     }
 
-    fn acknowledge(&mut self, now: Now, store: &impl ArchiveStore, out: &mut impl Outbox) {
+    fn acknowledge(&mut self, now: Now, store: &mut impl ArchiveStore, out: &mut impl Outbox) {
         if now.mono >= self.repeat_due {
             self.repeat_due = now.mono + self.config.ack_idle;
             self.recordings.iter_mut().for_each(|r| r.dirty = true);
@@ -606,7 +606,7 @@ impl Archiver {
     }
 
     /// Sends the last acknowledgements before leaving. In `synced` mode the caller syncs first.
-    pub fn close(&mut self, now: Now, store: &impl ArchiveStore, out: &mut impl Outbox) {
+    pub fn close(&mut self, now: Now, store: &mut impl ArchiveStore, out: &mut impl Outbox) {
         self.repeat_due = now.mono;
         self.acknowledge(now, store, out);
     }

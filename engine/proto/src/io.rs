@@ -128,7 +128,7 @@ pub trait ArchiveStore: Store {
 
     /// Calls `each` with what is stored of a session, ascending ranges. With `synced` only what
     /// is on stable storage.
-    fn stored(&self, session: Session, synced: bool, each: &mut dyn FnMut(SeqRange));
+    fn stored(&mut self, session: Session, synced: bool, each: &mut dyn FnMut(SeqRange));
 
     /// Calls `each` with the numbers of a session that were marked as lost, ascending ranges.
     fn lost(&self, session: Session, each: &mut dyn FnMut(SeqRange));

@@ -109,6 +109,13 @@ pub struct ServerStats {
     pub repairs: ResponderStats,
 }
 
+/// A finished DATA frame that its store had no room for. It must be kept before it is sent.
+#[derive(Debug)]
+struct Pending {
+    frame: Vec<u8>,
+    kept: bool,
+}
+
 #[derive(Debug)]
 struct Peer {
     id: u32,
@@ -164,6 +171,7 @@ pub struct Server {
     heartbeat_due: Nanos,
     heartbeat_pause: Nanos,
     endpoints_due: Nanos,
+    pending: Option<Pending>,
     failed: bool,
     closed_at: Option<Nanos>,
     stats: ServerStats,
@@ -188,6 +196,7 @@ impl Server {
             heartbeat_due: now,
             heartbeat_pause: config.heartbeat_min,
             endpoints_due: now,
+            pending: None,
             failed: false,
             closed_at: None,
             stats: ServerStats::default(),
@@ -285,7 +294,7 @@ impl Server {
         let before = self.stats.messages;
         let mut blocked = None;
         for _ in 0..budget {
-            if source.peek().is_none() {
+            if source.peek().is_none() && self.pending.is_none() {
                 break;
             }
             blocked = self.publish_frame(now, source, store, out).err();
@@ -314,6 +323,7 @@ impl Server {
         if self.failed {
             return Err(Blocked::StoreFailed);
         }
+        self.send_pending(store, out)?;
         let max = out.max_frame();
         if !store.has_room(max - HEADER) {
             return Err(Blocked::Unacknowledged);
@@ -332,7 +342,7 @@ impl Server {
             flags: 0,
             origin: self.config.origin,
         };
-        let stats = &mut self.stats;
+        let (stats, pending) = (&mut self.stats, &mut self.pending);
         let mut result = Ok(0);
         let queued = out.send(self.config.group, |buf| {
             let mut len = HEADER;
@@ -357,34 +367,77 @@ impl Server {
             if count == 0 {
                 return 0;
             }
+            stamp.write(buf, Kind::Data, count);
             let block = Block::trusted(first, count, &buf[HEADER..len]);
             // Kept before it is sent: after a crash the store knows all that was on the wire.
-            let record = Record { block, time: now.wall };
-            if let Err(refused) = store.append(session, &record) {
-                result = Err(refused);
-                return 0;
+            let refused = store.append(session, &Record { block, time: now.wall });
+            result = refused.map(|()| count);
+            if refused == Err(Refused::Full) {
+                result = Ok(count);
+                *pending = Some(Pending {
+                    frame: buf[..len].to_vec(),
+                    kept: false,
+                });
             }
-            stamp.write(buf, Kind::Data, count);
-            result = Ok(count);
-            len
+            if pending.is_some() || refused.is_err() { 0 } else { len }
         });
         if !queued {
             return Err(Blocked::NoBuffer);
         }
-        match result {
-            Ok(count) => {
-                let at = self.kept.len() - 1;
-                self.kept[at].next = first.plus(u32::from(count));
-                self.stats.messages += u64::from(count);
-                self.stats.frames += u64::from(count > 0);
-                Ok(())
-            }
-            Err(_) => {
-                // `has_room` had promised it, and messages were taken: the run cannot go on.
-                self.failed = true;
-                Err(Blocked::StoreFailed)
+        let Ok(count) = result else {
+            // Messages were taken that can be neither kept nor sent: the run cannot go on.
+            self.failed = true;
+            return Err(Blocked::StoreFailed);
+        };
+        let at = self.kept.len() - 1;
+        self.kept[at].next = first.plus(u32::from(count));
+        self.stats.messages += u64::from(count);
+        self.stats.frames += u64::from(count > 0);
+        if self.pending.is_some() {
+            Err(Blocked::Unacknowledged)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Keeps and sends the frame for which there was no room.
+    fn send_pending(&mut self, store: &mut impl ServerStore, out: &mut impl Outbox) -> Result<(), Blocked> {
+        let Some(mut pending) = self.pending.take() else {
+            return Ok(());
+        };
+        let Ok(Frame {
+            header,
+            body: Body::Data(block),
+        }) = Frame::parse(&pending.frame)
+        else {
+            return Ok(());
+        };
+        if !pending.kept {
+            let record = Record {
+                block,
+                time: header.time.get(),
+            };
+            match store.append(header.session(), &record) {
+                Ok(()) => pending.kept = true,
+                Err(Refused::Full) => {
+                    self.pending = Some(pending);
+                    return Err(Blocked::Unacknowledged);
+                }
+                Err(Refused::Failed) => {
+                    self.failed = true;
+                    return Err(Blocked::StoreFailed);
+                }
             }
         }
+        let sent = out.send(self.config.group, |buf| {
+            buf[..pending.frame.len()].copy_from_slice(&pending.frame);
+            pending.frame.len()
+        });
+        if !sent {
+            self.pending = Some(pending);
+            return Err(Blocked::NoBuffer);
+        }
+        Ok(())
     }
 
     /// The numbers of the session are used up: opens the next one.
@@ -435,6 +488,12 @@ impl Server {
         };
         self.kept[at].end = Some(end);
         store.close_session(self.kept[at].session, end)
+    }
+
+    /// Whether a frame waits for room in the store; a stream should not be closed before it is out.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// Whether a closed server may leave: everything is acknowledged and clients had time to ask,

@@ -338,6 +338,28 @@ fn a_full_archive_disk_stops_acknowledgement_and_nothing_else() {
 }
 
 #[test]
+fn a_full_server_disk_holds_producers_back_and_loses_nothing() {
+    for seed in seeds() {
+        let mut world = World::new(seed, BAD, 3000);
+        world.start_archive();
+        world.add_client(Start::Session);
+        world.start_server();
+        for at in [500, 1500] {
+            world.run_until("some", 20 * SECONDS, |w| w.source.next >= at);
+            world.server_disk.full = true;
+            let taken = world.source.next;
+            for _ in 0..2000 {
+                world.step(2);
+            }
+            assert!(world.source.next <= taken + 40, "at most one frame is taken and waits");
+            world.server_disk.full = false;
+        }
+        world.run_until("delivery", 60 * SECONDS, |w| w.everyone_has(3000));
+        world.check_client(0, 0);
+    }
+}
+
+#[test]
 fn a_second_server_under_the_same_identity_is_refused_and_named() {
     let mut world = World::new(2, GOOD, 2000);
     world.start_archive();
