@@ -40,6 +40,7 @@ enum LinkChoice {
 }
 
 #[derive(clap::Args)]
+#[command(args_override_self = true)] // so that scripts can have defaults of their own
 struct RunArgs {
     /// Publish this BinaryFILE instead of a made ITCH session.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["messages", "seed"])]
