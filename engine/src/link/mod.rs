@@ -37,6 +37,8 @@ pub struct LinkStats {
     pub sent_bytes: u64,
     /// Sends refused because no transmit frame was free.
     pub send_full: u64,
+    /// Datagrams that the kernel refused to send, and that are lost.
+    pub send_failed: u64,
     /// Unicast datagrams that took the kernel's path because the neighbour was not known yet.
     pub sent_by_kernel: u64,
     /// Datagrams that the kernel dropped because the receive ring or buffer was full.
