@@ -1,0 +1,82 @@
+//! Receive buffers and the frames that share them.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+
+/// A receive buffer. Sole ownership is the right to fill it.
+pub(super) type Buffer = Rc<Box<[u8]>>;
+
+/// The free buffers. Never grows after creation.
+pub(super) struct Pool(RefCell<Vec<Buffer>>);
+
+impl Pool {
+    /// `count` buffers of `len` bytes each. The kernel backs them as they are used, but for the first
+    /// page of each, which is touched here.
+    pub(super) fn new(count: usize, len: usize) -> Rc<Self> {
+        let buffer = || {
+            let mut bytes = vec![0; len].into_boxed_slice();
+            // A plain store of a known zero would be optimised away.
+            bytes[0] = std::hint::black_box(0);
+            Rc::new(bytes)
+        };
+        Rc::new(Pool(RefCell::new((0..count).map(|_| buffer()).collect())))
+    }
+
+    /// The buffer used last, which is the most likely to be in the cache.
+    pub(super) fn take(&self) -> Option<Buffer> {
+        self.0.borrow_mut().pop()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+}
+
+/// The payload of one received datagram. Datagrams that the kernel delivered as one run share a
+/// buffer, which goes back to the link when the last of them is dropped.
+pub struct UdpFrame {
+    /// Taken only on drop.
+    buffer: Option<Buffer>,
+    pool: Rc<Pool>,
+    start: u32,
+    end: u32,
+}
+
+impl UdpFrame {
+    /// The bytes from `start` to `end` of `buffer`, which hold at most 64 KiB.
+    pub(super) fn new(buffer: Buffer, pool: Rc<Pool>, start: usize, end: usize) -> Self {
+        UdpFrame {
+            buffer: Some(buffer),
+            pool,
+            start: start as u32,
+            end: end as u32,
+        }
+    }
+}
+
+impl AsRef<[u8]> for UdpFrame {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        match &self.buffer {
+            Some(buffer) => &buffer[self.start as usize..self.end as usize],
+            None => &[],
+        }
+    }
+}
+
+impl Drop for UdpFrame {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take()
+            && Rc::strong_count(&buffer) == 1
+        {
+            self.pool.0.borrow_mut().push(buffer);
+        }
+    }
+}
+
+impl fmt::Debug for UdpFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UdpFrame({} bytes)", self.as_ref().len())
+    }
+}
