@@ -1,0 +1,161 @@
+//! Mapped memory: the crate's only unsafe code.
+//!
+//! A [`Mapping`] owns the contents of a mapped file (or of anonymous memory) and lends them under
+//! Rust's ordinary borrow rules. A [`Pages`] is a second handle on the same memory for what the
+//! kernel does with it (fault in, write to disk), which never reads or writes the contents, so a
+//! helper thread may hold one while the owner appends.
+//!
+//! What makes lending sound: the file is ours alone. The archive's lock keeps a second writer out
+//! and [`crate::Reader`] uses plain reads. A file that someone truncates while it is mapped makes
+//! the kernel end the process on access (SIGBUS), as with every mapped file.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+
+const PAGE: usize = 4096;
+
+/// The owner of a mapped file's contents.
+#[derive(Debug)]
+pub struct Mapping {
+    raw: Arc<MmapRaw>,
+}
+
+/// A handle on the same memory for paging it in and writing it to disk; blind to the contents.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    raw: Arc<MmapRaw>,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of `file` shared and writable; the file must be that long.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for example because the process has too many mappings.
+    pub fn file(file: &File, len: usize) -> io::Result<Mapping> {
+        let raw = MmapOptions::new().len(len).map_raw(file)?;
+        Ok(Mapping { raw: Arc::new(raw) })
+    }
+
+    /// `len` bytes of zeroed memory with no file behind them.
+    ///
+    /// # Errors
+    /// When the kernel has no memory to give.
+    pub fn anonymous(len: usize) -> io::Result<Mapping> {
+        let raw = MmapRaw::from(MmapMut::map_anon(len)?);
+        Ok(Mapping { raw: Arc::new(raw) })
+    }
+
+    /// The contents.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the pointer and length are of one live mapping, kept by `raw`. Only a `&mut
+        // Mapping` writes, and a `Mapping` is not `Clone`, so nothing writes while this is lent.
+        unsafe { std::slice::from_raw_parts(self.raw.as_ptr(), self.raw.len()) }
+    }
+
+    /// The contents, to change them.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `bytes`, and `&mut self` makes this the only view of the contents.
+        unsafe { std::slice::from_raw_parts_mut(self.raw.as_mut_ptr(), self.raw.len()) }
+    }
+
+    /// Stores a little-endian word after everything written before it: whoever sees the word, be
+    /// it another process or recovery after a kill, sees all earlier writes too.
+    ///
+    /// # Panics
+    /// When `at` is not 4-byte aligned or the word would not lie inside the mapping.
+    pub fn publish(&mut self, at: usize, word: u32) {
+        let place = self.bytes_mut()[at..at + 4].as_mut_ptr().cast::<u32>();
+        assert!(place.is_aligned());
+        // SAFETY: four bytes inside the mapping (sliced above), aligned (asserted), and not
+        // accessed otherwise while `&mut self` is held.
+        unsafe { AtomicU32::from_ptr(place) }.store(word.to_le(), Ordering::Release);
+    }
+
+    /// Writes to every page so that later writes do not fault: for kernels that cannot do it
+    /// themselves ([`Pages::populate`]). Changes nothing.
+    pub fn touch(&mut self) {
+        for page in self.bytes_mut().chunks_mut(PAGE) {
+            // SAFETY: an aligned byte that `page` borrows mutably. Volatile, because a plain
+            // store of the same value may be removed.
+            unsafe { std::ptr::write_volatile(page.as_mut_ptr(), page[0]) };
+        }
+    }
+
+    /// A handle for paging and syncing.
+    #[must_use]
+    pub fn pages(&self) -> Pages {
+        Pages {
+            raw: Arc::clone(&self.raw),
+        }
+    }
+}
+
+impl Pages {
+    /// Length in bytes.
+    #[allow(clippy::len_without_is_empty)] // a mapping is never empty
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Makes the pages of `range` present and writable, as if each had been written to, without
+    /// changing them.
+    ///
+    /// # Errors
+    /// Kernels before 5.14 do not know how (EINVAL).
+    pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        let start = range.start / PAGE * PAGE;
+        self.raw.advise_range(Advice::PopulateWrite, start, range.end - start)
+    }
+
+    /// Writes `range` to disk and waits for it (`msync`).
+    ///
+    /// # Errors
+    /// When the disk does.
+    pub fn sync(&self, range: Range<usize>) -> io::Result<()> {
+        self.raw.flush_range(range.start, range.len())
+    }
+
+    /// Whether both handles are of one mapping.
+    #[must_use]
+    pub fn same(&self, other: &Pages) -> bool {
+        Arc::ptr_eq(&self.raw, &other.raw)
+    }
+
+    /// A copy of the contents, for storages that play crashes.
+    ///
+    /// # Safety
+    /// No other thread writes to the mapping during the call, and no `&mut` view of it is alive.
+    #[must_use]
+    pub unsafe fn copy(&self) -> Vec<u8> {
+        // SAFETY: one live mapping; the caller keeps writers away.
+        unsafe { std::slice::from_raw_parts(self.raw.as_ptr(), self.raw.len()) }.to_vec()
+    }
+}
+
+/// Reserves `len` bytes for `file` and makes it that long, so that no later write through a
+/// mapping can find the disk full.
+///
+/// # Errors
+/// When the disk is full or the file system cannot reserve space.
+pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
+    let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    loop {
+        // SAFETY: a plain system call on a descriptor that `file` keeps open.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
