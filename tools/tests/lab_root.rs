@@ -153,7 +153,7 @@ fn root_a_pulled_cable_ends_membership_until_it_is_back() {
 }
 
 #[test]
-fn root_the_mtu_is_that_of_the_specification() {
+fn root_interfaces_are_as_specified() {
     if !possible() {
         return;
     }
@@ -161,13 +161,21 @@ fn root_the_mtu_is_that_of_the_specification() {
         place: Place::Veth,
         hosts: vec!["a".to_owned()],
         mtu: 3000,
-        offloads: true,
+        offloads: false,
     })
     .unwrap();
     let host = &lab.hosts()[0];
-    let path = format!("/sys/class/net/{}/mtu", host.interface());
-    let output = host.command("cat").arg(path).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "3000");
+    let says = |program: &str, arguments: &[&str]| {
+        let output = host.command(program).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let link = says("ip", &["-4", "address", "show", host.interface()]);
+    assert!(link.contains("mtu 3000") && link.contains("10.81.0.1/24"), "{link}");
+    let features = says("ethtool", &["-k", host.interface()]);
+    assert!(features.contains("tx-checksumming: off"), "{features}");
+    assert_eq!(says("ip", &["-6", "address"]), "");
+    let queues = says("ls", &["/sys/class/net/eth1/queues"]);
+    assert_eq!(queues.split_whitespace().collect::<Vec<_>>(), ["rx-0", "tx-0"]);
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn next_prefix() -> Result<String, Error> {
 pub(super) fn build(spec: &Spec) -> Result<(Switch, Vec<Host>), Error> {
     let prefix = next_prefix()?;
     let mtu = spec.mtu.to_string();
-    let switch = Switch(Namespace::new(format!("{prefix}-switch"))?);
+    let switch = Switch(Namespace::new(format!("{prefix}-{BRIDGE}"))?);
     let bridge = &switch.0;
     // The bridge hands nothing to members until its own first query must have been answered, by
     // default 10 s after the querier starts. So the interval is set before the querier is.
