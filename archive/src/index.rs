@@ -152,8 +152,9 @@ impl Index {
         }
     }
 
-    /// The number of chunks.
-    pub(crate) fn len(&self) -> usize {
-        self.chunks.iter().flatten().count()
+    /// The chunks that exist, ascending.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        let chunks = self.chunks.iter().enumerate();
+        chunks.filter_map(|(number, chunk)| chunk.as_ref().map(|_| number as u32))
     }
 }

@@ -190,7 +190,7 @@ impl Archive {
     /// As for [`Archive::open`].
     pub fn open_on(storage: Arc<dyn Storage>, stream: Stream, options: Options) -> Result<Archive, Error> {
         options.check()?;
-        let helper = if options.helper && storage.threads() {
+        let helper = if options.helper {
             let started = Helper::start();
             Some(started.map_err(Error::io("start the helper thread of", &storage.display("")))?)
         } else {

@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -129,16 +129,6 @@ impl Pages {
     pub fn same(&self, other: &Pages) -> bool {
         Arc::ptr_eq(&self.raw, &other.raw)
     }
-
-    /// A copy of the contents, for storages that play crashes.
-    ///
-    /// # Safety
-    /// No other thread writes to the mapping during the call, and no `&mut` view of it is alive.
-    #[must_use]
-    pub unsafe fn copy(&self) -> Vec<u8> {
-        // SAFETY: one live mapping; the caller keeps writers away.
-        unsafe { std::slice::from_raw_parts(self.raw.as_ptr(), self.raw.len()) }.to_vec()
-    }
 }
 
 /// Reserves `len` bytes for `file` and makes it that long, so that no later write through a
@@ -158,4 +148,20 @@ pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
             return Err(error);
         }
     }
+}
+
+/// A file of `len` zeros in memory, with no name.
+///
+/// # Errors
+/// When the kernel has no memory or descriptor to give.
+pub(crate) fn nameless(len: u64) -> io::Result<File> {
+    // SAFETY: a plain system call on a string that lives for ever.
+    let fd = unsafe { libc::memfd_create(c"seqcast".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us, and nothing else has it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(len)?;
+    Ok(file)
 }

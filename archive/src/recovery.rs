@@ -18,6 +18,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::codec::{Fault, Fields, Parser};
 use crate::error::is_full;
 use crate::index::{self, CHUNK_BYTES, Index, chunk_of};
+use crate::mapping::Pages;
 use crate::record::{Entry, Scan};
 use crate::segment::{self, Header, Mapped, Position, Segment};
 use crate::session::{SessionLog, State, map_chunk, overlaps};
@@ -340,12 +341,12 @@ impl Opening<'_> {
             insert_all(&mut state.lost, &checkpoint.lost);
         }
         match (saved, trusted) {
-            (Ok((checkpoint, _)), None) => {
+            (Ok((checkpoint, epoch)), None) => {
                 insert_all(&mut state.stored, &checkpoint.stored);
                 if checkpoint.clean {
                     self.take_listed(&checkpoint, &files, &mut state)?;
                 } else {
-                    self.scan(Some(&checkpoint), &files, &mut state)?;
+                    self.scan(Some((&checkpoint, epoch == [0; 16])), &files, &mut state)?;
                 }
             }
             (_, why) => {
@@ -467,7 +468,10 @@ impl Opening<'_> {
     }
 
     /// Reads the segments from the checkpoint on, or all, and leaves the disk in order.
-    fn scan(&mut self, checkpoint: Option<&Checkpoint>, files: &FilesFound, state: &mut State) -> Result<(), Error> {
+    fn scan(&mut self, saved: Option<(&Checkpoint, bool)>, files: &FilesFound, state: &mut State) -> Result<(), Error> {
+        let (checkpoint, durable) = saved.unzip();
+        // Without a checkpoint nothing stays unscanned.
+        let durable = durable.unwrap_or(true);
         let tail = checkpoint.map_or(Position::NONE, |c| c.tail);
         let (mut segments, mut records, mut bytes, mut ignored) = (0, 0, 0, 0);
         // Segments made ahead and never used lie at the end; what they are for is not over yet.
@@ -511,7 +515,7 @@ impl Opening<'_> {
                 bytes,
             });
         }
-        self.settle(tail, state)
+        self.settle(durable, state)
     }
 
     /// Reads one segment. `None` when the file holds no records of this session.
@@ -622,11 +626,18 @@ impl Opening<'_> {
         Ok(())
     }
 
+    fn sync(&self, file: &str, pages: io::Result<Pages>) -> Result<(), Error> {
+        let synced = pages.and_then(|pages| self.storage.sync(&pages, 0..pages.len()));
+        self.io("sync", file, synced)
+    }
+
     /// Clears what follows the last record, so that nothing there is ever taken for one, puts
     /// all that was scanned on disk and writes down that it is in order.
-    fn settle(&mut self, tail: Position, state: &mut State) -> Result<(), Error> {
+    ///
+    /// `durable` says that what was not scanned is on disk already.
+    fn settle(&mut self, durable: bool, state: &mut State) -> Result<(), Error> {
         if let Some(last) = state.segments.last_mut().filter(|_| state.open) {
-            let (number, end) = (last.number, last.end as usize);
+            let end = last.end as usize;
             if let Some(mapped) = last.mapped.get_mut() {
                 for page in mapped.map.bytes_mut()[end..].chunks_mut(4096) {
                     // Reading is cheaper than writing zeros over zeros.
@@ -635,20 +646,32 @@ impl Opening<'_> {
                     }
                 }
             }
-            debug_assert!(number >= tail.segment());
         }
-        let mut segments = state.segments.iter().filter_map(|s| s.mapped.get());
-        let mut synced = segments.try_for_each(|m| self.storage.sync(&m.map.pages(), 0..m.map.bytes().len()));
-        state.index.take_dirty(|_, map| {
-            if synced.is_ok() {
-                synced = self.storage.sync(&map.pages(), 0..CHUNK_BYTES);
+        for segment in &state.segments {
+            let file = segment::file_name(segment.number);
+            match segment.mapped.get() {
+                Some(mapped) => self.sync(&file, Ok(mapped.map.pages()))?,
+                None if durable => {}
+                None => {
+                    let map = self.storage.map(&self.path(&file));
+                    self.sync(&file, map.map(|m| m.pages()))?;
+                }
             }
-        });
-        self.io("sync", "", synced)?;
+        }
+        let mut written = BTreeMap::new();
+        state
+            .index
+            .take_dirty(|chunk, map| drop(written.insert(chunk, map.pages())));
+        for chunk in state.index.numbers() {
+            let pages = match written.remove(&chunk) {
+                Some(pages) => Ok(pages),
+                None if durable => continue,
+                None => map_chunk(self.storage, self.session, chunk).map(|m| m.pages()),
+            };
+            self.sync(&index::file_name(chunk), pages)?;
+        }
         let written = self.storage.sync_dir(&self.dir).and_then(|()| {
-            let bytes = state
-                .checkpoint(true)
-                .to_bytes([0; 16], self.shared.stream, self.session);
+            let bytes = state.checkpoint().to_bytes([0; 16], self.shared.stream, self.session);
             self.storage.replace(&self.path(CHECKPOINT), &bytes, true)
         });
         match written {

@@ -48,9 +48,10 @@ impl State {
         }
     }
 
-    pub(crate) fn checkpoint(&self, clean: bool) -> Checkpoint {
+    /// A checkpoint that says that nothing follows it.
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
-            clean,
+            clean: true,
             floor: self.floor,
             end: self.end,
             stored: self.stored.as_slice().to_vec(),
@@ -74,8 +75,14 @@ pub struct SessionLog {
     next_segment: u32,
     /// Whether the last segment takes further records.
     open: bool,
-    /// Whether this process has written to the log.
+    /// Whether the log is ready to be appended to.
     active: bool,
+    /// Whether a checkpoint may say that nothing follows its tail.
+    clean: bool,
+    /// Whether the checkpoint on disk is behind in anything.
+    changed: bool,
+    /// Whether the helper knows of the log.
+    helped: bool,
     index: Index,
     stored: RangeSet,
     synced: RangeSet,
@@ -96,7 +103,7 @@ pub struct SessionLog {
 impl SessionLog {
     pub(crate) fn new(shared: &Shared, session: Session, state: State) -> SessionLog {
         let allocated = state.segments.iter().map(|s| u64::from(s.length)).sum::<u64>()
-            + (state.index.len() * index::CHUNK_BYTES) as u64;
+            + (state.index.numbers().count() * index::CHUNK_BYTES) as u64;
         let tail = state
             .segments
             .last()
@@ -117,6 +124,9 @@ impl SessionLog {
             next_segment: state.next_segment,
             open: state.open,
             active: false,
+            clean: true,
+            changed: false,
+            helped: false,
             index: state.index,
             synced: state.stored.clone(),
             stored: state.stored,
@@ -197,6 +207,12 @@ impl SessionLog {
     #[must_use]
     pub fn highest(&self) -> Option<Seq> {
         self.stored.as_slice().last().map(|r| r.last)
+    }
+
+    /// Everything below this number has been released ([`SessionLog::release_below`]).
+    #[must_use]
+    pub fn floor(&self) -> Seq {
+        self.floor
     }
 
     /// The session's last number and the session after it, once known.
@@ -399,6 +415,12 @@ impl SessionLog {
         }
     }
 
+    fn engage_helper(&mut self) {
+        if !std::mem::replace(&mut self.helped, true) {
+            self.back.register();
+        }
+    }
+
     /// Starts to write to the log: from here on its checkpoint does not say that it is clean.
     fn activate(&mut self) -> std::io::Result<()> {
         let mut unsynced = None;
@@ -410,9 +432,10 @@ impl SessionLog {
             let pages = mapped.map.pages();
             unsynced = Some(Unsynced { number, pages, from });
         }
+        (self.clean, self.changed) = (false, true);
         self.back.flush(Jobs {
             segments: unsynced.into_iter().collect(),
-            checkpoint: Some(self.checkpoint(false)),
+            checkpoint: Some(self.checkpoint()),
             ..Jobs::default()
         })?;
         if self.open {
@@ -424,7 +447,7 @@ impl SessionLog {
         } else {
             self.roll()?;
         }
-        self.back.register();
+        self.engage_helper();
         self.active = true;
         Ok(())
     }
@@ -445,7 +468,7 @@ impl SessionLog {
         self.segments.push_back(Some(segment));
         self.next_segment = number + 1;
         self.open = true;
-        let mut jobs = self.jobs(false);
+        let mut jobs = self.jobs();
         jobs.segments.push_back(Unsynced { number, pages, from: 0 });
         self.back.hand_over(jobs);
         self.back.publish(Position::new(number, end));
@@ -558,6 +581,7 @@ impl SessionLog {
             return;
         }
         self.floor = seq;
+        self.changed = true;
         self.stored.remove_below(seq);
         self.synced.remove_below(seq);
         self.lost.remove_below(seq);
@@ -578,7 +602,8 @@ impl SessionLog {
         self.index.drop_below(seq, |chunk| jobs.retired_chunks.push(chunk));
         self.find_oldest_top();
         if !jobs.retired.is_empty() || !jobs.retired_chunks.is_empty() {
-            let newest = self.jobs(false);
+            self.engage_helper();
+            let newest = self.jobs();
             jobs.chunks = newest.chunks;
             jobs.checkpoint = newest.checkpoint;
             self.back.hand_over(jobs);
@@ -597,11 +622,11 @@ impl SessionLog {
     /// # Errors
     /// [`Error::Io`] when the disk does not take it.
     pub fn sync(&mut self) -> Result<(), Error> {
-        if self.active { self.flush(false) } else { Ok(()) }
+        if self.changed { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self, clean: bool) -> Result<(), Error> {
-        let jobs = self.jobs(clean);
+    fn flush(&mut self) -> Result<(), Error> {
+        let jobs = self.jobs();
         let path = crate::session_dir(self.session);
         self.back
             .flush(jobs)
@@ -610,16 +635,16 @@ impl SessionLog {
 
     /// Ends writing: everything on disk, and the checkpoint says that nothing follows it.
     pub(crate) fn finish(&mut self) -> Result<(), Error> {
-        if !self.active {
+        if !self.changed {
             return Ok(());
         }
         self.back.shut();
-        self.active = false;
+        (self.active, self.clean) = (false, true);
         let path = crate::session_dir(self.session);
         self.back
             .give_back()
             .map_err(Error::io("give back space of", &self.back.storage.display(&path)))?;
-        self.flush(true)
+        self.flush()
     }
 
     /// Ends all background work without writing anything down.
@@ -639,9 +664,9 @@ impl SessionLog {
     }
 
     /// The checkpoint as of now, and the index chunks that it vouches for.
-    fn jobs(&mut self, clean: bool) -> Jobs {
+    fn jobs(&mut self) -> Jobs {
         let mut jobs = Jobs {
-            checkpoint: Some(self.checkpoint(clean)),
+            checkpoint: Some(self.checkpoint()),
             ..Jobs::default()
         };
         self.index
@@ -649,9 +674,9 @@ impl SessionLog {
         jobs
     }
 
-    fn checkpoint(&self, clean: bool) -> Checkpoint {
+    fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
-            clean,
+            clean: self.clean,
             floor: self.floor,
             end: self.end,
             stored: self.stored.as_slice().to_vec(),

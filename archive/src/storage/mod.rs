@@ -10,9 +10,11 @@ use std::path::PathBuf;
 
 use crate::mapping::{Mapping, Pages};
 
+mod faulty;
 mod files;
 mod memory;
 
+pub use faulty::{Crash, Faulty};
 pub use files::Files;
 pub(crate) use files::{LOCK, UNFINISHED, list};
 pub use memory::Memory;
@@ -98,11 +100,6 @@ pub trait Storage: Send + Sync + Debug {
     /// # Errors
     /// When the source of randomness fails.
     fn random(&self) -> io::Result<u64>;
-
-    /// Whether a helper thread may work on it beside the owner.
-    fn threads(&self) -> bool {
-        true
-    }
 
     /// The path as people know it, for messages.
     fn display(&self, path: &str) -> PathBuf;

@@ -1,0 +1,386 @@
+//! A disk in memory that forgets, tears and fills up on command, from a seed.
+//!
+//! Contents are durable once synced, and so is the order of changes to names, as on a journalling
+//! file system: a loss of power undoes the newest of them that no sync came after. Pages that were
+//! not synced are, each for itself, on the disk, not on it, or on it up to some sector.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use seqcast_proto::rng::Rng;
+
+use super::{Found, Storage};
+use crate::mapping::{Mapping, Pages, nameless};
+
+const PAGE: usize = 4096;
+const SECTOR: usize = 512;
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The process is killed: everything written is still there.
+    Kill,
+    /// The machine loses power: what was not synced may be gone or torn.
+    PowerLoss,
+}
+
+/// The disk. Dropping it loses everything; [`Faulty::crash`] carries it over to the next run.
+#[derive(Debug)]
+pub struct Faulty {
+    disk: Mutex<Disk>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    /// The names as the process sees them.
+    tree: Tree,
+    /// The names as a loss of power would leave them.
+    durable: Tree,
+    /// Changes between the two, in order.
+    pending: Vec<Change>,
+    mapped: Vec<(Pages, Arc<Inode>)>,
+    capacity: u64,
+    broken: bool,
+    dead: bool,
+    boot: u64,
+    rng: Rng,
+}
+
+/// `None` is a directory.
+type Tree = BTreeMap<String, Option<Arc<Inode>>>;
+
+#[derive(Debug)]
+struct Inode {
+    live: File,
+    /// What is on disk.
+    durable: Mutex<Vec<u8>>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Put(String, Option<Arc<Inode>>),
+    Rename(String, String),
+    Remove(String),
+}
+
+impl Inode {
+    fn new(bytes: &[u8], durable: Vec<u8>) -> io::Result<Arc<Inode>> {
+        let live = nameless(bytes.len() as u64)?;
+        live.write_all_at(bytes, 0)?;
+        Ok(Arc::new(Inode {
+            live,
+            durable: Mutex::new(durable),
+        }))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.live.metadata()?.len())
+    }
+
+    fn read(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.len()? as usize];
+        self.live.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    fn durable(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a loss of power leaves of the file.
+    fn torn(&self, rng: &mut Rng) -> io::Result<Vec<u8>> {
+        let live = self.read()?;
+        let mut left = self.durable().clone();
+        if left.len() != live.len() {
+            return Ok(left);
+        }
+        for (left, live) in left.chunks_mut(PAGE).zip(live.chunks(PAGE)) {
+            let reached = match rng.below(3) {
+                0 => 0,
+                1 => live.len(),
+                _ => rng.below((PAGE / SECTOR) as u64) as usize * SECTOR,
+            };
+            let reached = reached.min(live.len());
+            left[..reached].copy_from_slice(&live[..reached]);
+        }
+        Ok(left)
+    }
+}
+
+fn apply(tree: &mut Tree, change: &Change) {
+    match change {
+        Change::Put(path, node) => {
+            tree.insert(path.clone(), node.clone());
+        }
+        Change::Remove(path) => {
+            let below = format!("{path}/");
+            tree.retain(|name, _| name != path && !name.starts_with(&below));
+        }
+        Change::Rename(from, to) => {
+            let below = format!("{from}/");
+            let names: Vec<String> = tree
+                .keys()
+                .filter(|name| *name == from || name.starts_with(&below))
+                .cloned()
+                .collect();
+            for name in names {
+                if let Some(node) = tree.remove(&name) {
+                    tree.insert(format!("{to}{}", &name[from.len()..]), node);
+                }
+            }
+        }
+    }
+}
+
+impl Disk {
+    fn change(&mut self, change: Change) {
+        apply(&mut self.tree, &change);
+        self.pending.push(change);
+    }
+
+    fn commit(&mut self) {
+        for change in self.pending.drain(..) {
+            apply(&mut self.durable, &change);
+        }
+    }
+
+    fn file(&self, path: &str) -> io::Result<Arc<Inode>> {
+        self.tree
+            .get(path)
+            .and_then(Clone::clone)
+            .ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn make_room(&self, bytes: u64) -> io::Result<()> {
+        let used: u64 = self
+            .tree
+            .values()
+            .flatten()
+            .map(|inode| inode.len())
+            .sum::<io::Result<u64>>()?;
+        if used + bytes > self.capacity {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+impl Faulty {
+    /// An empty disk. `seed` decides what later crashes leave.
+    #[must_use]
+    pub fn new(seed: u64) -> Faulty {
+        Faulty {
+            disk: Mutex::new(Disk {
+                tree: Tree::new(),
+                durable: Tree::new(),
+                pending: Vec::new(),
+                mapped: Vec::new(),
+                capacity: u64::MAX,
+                broken: false,
+                dead: false,
+                boot: 1,
+                rng: Rng::new(seed),
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        let disk = self.lock();
+        if disk.dead {
+            return Err(io::Error::other("the process has crashed"));
+        }
+        Ok(disk)
+    }
+
+    /// How many bytes the files may take from now on.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.lock().capacity = bytes;
+    }
+
+    /// Whether syncing fails from now on.
+    pub fn break_sync(&self, broken: bool) {
+        self.lock().broken = broken;
+    }
+
+    /// Ends this run: what a process would find that starts afterwards. Nothing done through
+    /// `self` or its mappings has an effect any more.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn crash(&self, how: Crash) -> io::Result<Faulty> {
+        let mut disk = self.live()?;
+        disk.dead = true;
+        let mut rng = Rng::new(disk.rng.next_u64());
+        if how == Crash::PowerLoss {
+            let kept = rng.below(disk.pending.len() as u64 + 1) as usize;
+            disk.pending.truncate(kept);
+            disk.commit();
+        }
+        // Each file once, however many trees and changes name it.
+        let mut copies: BTreeMap<*const Inode, Arc<Inode>> = BTreeMap::new();
+        let mut copy = |node: &Option<Arc<Inode>>| -> io::Result<Option<Arc<Inode>>> {
+            let Some(inode) = node else {
+                return Ok(None);
+            };
+            if let Some(copy) = copies.get(&Arc::as_ptr(inode)) {
+                return Ok(Some(Arc::clone(copy)));
+            }
+            let copy = if how == Crash::PowerLoss {
+                let left = inode.torn(&mut rng)?;
+                Inode::new(&left, left.clone())?
+            } else {
+                Inode::new(&inode.read()?, inode.durable().clone())?
+            };
+            copies.insert(Arc::as_ptr(inode), Arc::clone(&copy));
+            Ok(Some(copy))
+        };
+        let mut copy_tree = |tree: &Tree| -> io::Result<Tree> {
+            let nodes = tree.iter();
+            nodes.map(|(path, node)| Ok((path.clone(), copy(node)?))).collect()
+        };
+        let durable = copy_tree(&disk.durable)?;
+        let tree = if how == Crash::PowerLoss {
+            durable.clone()
+        } else {
+            copy_tree(&disk.tree)?
+        };
+        let pending = disk.pending.iter().map(|change| match change {
+            Change::Put(path, node) => Ok(Change::Put(path.clone(), copy(node)?)),
+            other => Ok(other.clone()),
+        });
+        Ok(Faulty {
+            disk: Mutex::new(Disk {
+                pending: pending.collect::<io::Result<_>>()?,
+                tree,
+                durable,
+                mapped: Vec::new(),
+                capacity: disk.capacity,
+                broken: false,
+                dead: false,
+                boot: disk.boot + u64::from(how == Crash::PowerLoss),
+                rng,
+            }),
+        })
+    }
+}
+
+impl Storage for Faulty {
+    fn list(&self, dir: &str) -> io::Result<Vec<Found>> {
+        let disk = self.live()?;
+        let prefix = if dir.is_empty() {
+            String::new()
+        } else {
+            format!("{dir}/")
+        };
+        disk.tree
+            .iter()
+            .filter_map(|(path, node)| Some((path.strip_prefix(&prefix)?, node)))
+            .filter(|(name, _)| !name.contains('/'))
+            .map(|(name, node)| {
+                Ok(Found {
+                    name: name.to_owned(),
+                    len: node.as_ref().map(|inode| inode.len()).transpose()?,
+                })
+            })
+            .collect()
+    }
+
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        let mut disk = self.live()?;
+        if disk.tree.contains_key(dir) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        disk.change(Change::Put(dir.to_owned(), None));
+        Ok(())
+    }
+
+    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        self.live()?.file(path)?.read()
+    }
+
+    fn replace(&self, path: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
+        let mut disk = self.live()?;
+        disk.make_room(bytes.len() as u64)?;
+        let on_disk = if durable { bytes.to_vec() } else { Vec::new() };
+        let inode = Inode::new(bytes, on_disk)?;
+        disk.change(Change::Put(path.to_owned(), Some(inode)));
+        if durable {
+            disk.commit();
+        }
+        Ok(())
+    }
+
+    fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {
+        let mut disk = self.live()?;
+        disk.make_room(len as u64)?;
+        let inode = Inode::new(&vec![0; len], vec![0; len])?;
+        disk.change(Change::Put(path.to_owned(), Some(inode)));
+        drop(disk);
+        self.map(path)
+    }
+
+    fn map(&self, path: &str) -> io::Result<Mapping> {
+        let mut disk = self.live()?;
+        let inode = disk.file(path)?;
+        let mapping = Mapping::file(&inode.live, inode.len()? as usize)?;
+        disk.mapped.push((mapping.pages(), inode));
+        Ok(mapping)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.live()?;
+        if !disk.tree.contains_key(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        disk.change(Change::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        let mut disk = self.live()?;
+        if !disk.tree.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        disk.change(Change::Remove(path.to_owned()));
+        Ok(())
+    }
+
+    fn sync(&self, pages: &Pages, range: Range<usize>) -> io::Result<()> {
+        let disk = self.live()?;
+        if disk.broken {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let found = disk.mapped.iter().find(|(mapped, _)| mapped.same(pages));
+        let (_, inode) = found.ok_or(io::ErrorKind::NotFound)?;
+        let mut durable = inode.durable();
+        let start = range.start / PAGE * PAGE;
+        let end = range.end.next_multiple_of(PAGE).min(durable.len());
+        inode.live.read_exact_at(&mut durable[start..end], start as u64)
+    }
+
+    fn sync_dir(&self, _: &str) -> io::Result<()> {
+        self.live()?.commit();
+        Ok(())
+    }
+
+    fn epoch(&self) -> [u8; 16] {
+        u128::from(self.lock().boot).to_le_bytes()
+    }
+
+    fn random(&self) -> io::Result<u64> {
+        Ok(self.live()?.rng.next_u64())
+    }
+
+    fn display(&self, path: &str) -> PathBuf {
+        PathBuf::from("faulty").join(path)
+    }
+}
