@@ -433,4 +433,9 @@ fn mode_says_what_is_in_force() {
         "{mode}"
     );
     assert_eq!(by_address.stats().received, 0);
+    let without = open(UdpConfig {
+        gso: false,
+        ..UdpConfig::default()
+    });
+    assert!(without.mode().contains("no gso"), "{}", without.mode());
 }

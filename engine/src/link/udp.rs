@@ -52,6 +52,9 @@ pub struct UdpConfig {
     pub fault: Fault,
     /// How many hops multicast may go; 1 stays in the local network.
     pub ttl: u8,
+    /// Hand runs of datagrams to the kernel in one piece (UDP GSO). To be turned off when a receiver on
+    /// the same virtual link reads with generic XDP, which sees such a run as one large packet.
+    pub gso: bool,
     /// Bytes of IP packet to use at most, 576 to 65,535. By default the interface's MTU, at most
     /// 9000; on loopback 1500, as on Ethernet.
     pub mtu: Option<usize>,
@@ -66,6 +69,7 @@ impl Default for UdpConfig {
             frames: 4096,
             fault: Fault::default(),
             ttl: 1,
+            gso: true,
             mtu: None,
         }
     }
@@ -164,11 +168,15 @@ impl UdpLink {
         // The kernel grants what it may; a small buffer only makes flush keep more for later.
         let _ = socket.set_send_buffer_size(SEND_BUFFER);
         let local = socket.local_addr()?.as_socket_ipv4().unwrap_or(address);
-        let gso = sys::knows_gso(socket.as_fd());
+        let gso = config.gso && sys::knows_gso(socket.as_fd());
         let gro = sys::enable_gro(socket.as_fd()).is_ok();
         ask_receive_buffer(&socket, config.receive_buffer);
 
-        let pool = Pool::new(config.frames, if gro { RUN_BYTES + HEADERS } else { max_payload });
+        let buffer = if gro { RUN_BYTES } else { max_payload };
+        let pool = Pool::new(config.frames, buffer, max_payload).map_err(|e| {
+            let what = format!("cannot map {} receive buffers of {buffer} bytes", config.frames);
+            named(e, what, ": lower the number of frames")
+        })?;
         Ok(UdpLink {
             ports: vec![Port {
                 socket,
@@ -470,8 +478,11 @@ struct SendQueue {
 
 impl SendQueue {
     fn new(max_payload: usize) -> Self {
+        let mut bytes = vec![0; max_payload * SEND_QUEUE];
+        // Backed by memory now, not at the first sends.
+        std::hint::black_box(&mut bytes).fill(0);
         SendQueue {
-            bytes: vec![0; max_payload * SEND_QUEUE],
+            bytes,
             entries: Vec::with_capacity(SEND_QUEUE),
             end: 0,
             max_payload,
@@ -687,3 +698,6 @@ fn is_lost(e: &io::Error) -> bool {
         Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EPERM | libc::EACCES)
     )
 }
+
+#[cfg(test)]
+mod tests;

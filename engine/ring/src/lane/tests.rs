@@ -44,7 +44,7 @@ fn the_longest_message_always_fits_an_empty_lane() {
     let longest = producer.max_len();
     assert_eq!(longest, 504);
     assert_eq!(producer.try_push(0, &[&vec![0; longest + 1]]), Err(LaneError::TooLarge));
-    for step in 0..200 {
+    for step in (0..200).step_by(if cfg!(miri) { 20 } else { 1 }) {
         producer.try_push(0, &[&vec![1; step]]).unwrap();
         consumer.drain(1, |_, _| true);
         producer.try_push(0, &[&vec![2; longest]]).unwrap();
@@ -117,7 +117,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn config() -> ProptestConfig {
     ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 512 },
+        cases: if cfg!(miri) { 4 } else { 512 },
         failure_persistence: None,
         ..ProptestConfig::default()
     }
@@ -207,7 +207,7 @@ fn a_consumer_that_lies_about_its_position_leaves_no_room() {
 
 #[test]
 fn two_threads_pass_every_message_in_order() {
-    let count: u32 = if cfg!(miri) { 300 } else { 500_000 };
+    let count: u32 = if cfg!(miri) { 100 } else { 500_000 };
     let (mut producer, mut consumer) = lane(512);
     let writer = thread::spawn(move || {
         for n in 0..count {

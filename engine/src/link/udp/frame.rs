@@ -2,25 +2,32 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io;
 use std::rc::Rc;
 
+use memmap2::{Advice, MmapMut};
+
 /// A receive buffer. Sole ownership is the right to fill it.
-pub(super) type Buffer = Rc<Box<[u8]>>;
+pub(super) type Buffer = Rc<MmapMut>;
 
 /// The free buffers. Never grows after creation.
 pub(super) struct Pool(RefCell<Vec<Buffer>>);
 
 impl Pool {
-    /// `count` buffers of `len` bytes each. The kernel backs them as they are used, but for the first
-    /// page of each, which is touched here.
-    pub(super) fn new(count: usize, len: usize) -> Rc<Self> {
+    /// `count` buffers of `len` bytes each. The first `touched` bytes, room for one datagram, are
+    /// backed by memory at once; the others when a run first reaches them, page by page, so that a
+    /// pool costs what is used of it.
+    pub(super) fn new(count: usize, len: usize, touched: usize) -> io::Result<Rc<Self>> {
         let buffer = || {
-            let mut bytes = vec![0; len].into_boxed_slice();
-            // A plain store of a known zero would be optimised away.
-            bytes[0] = std::hint::black_box(0);
-            Rc::new(bytes)
+            let mut bytes = MmapMut::map_anon(len)?;
+            // A huge page would back the buffer whole, and its neighbours. Kernels without them
+            // refuse the advice.
+            let _ = bytes.advise(Advice::NoHugePage);
+            bytes[..touched].fill(0);
+            Ok(Rc::new(bytes))
         };
-        Rc::new(Pool(RefCell::new((0..count).map(|_| buffer()).collect())))
+        let buffers: io::Result<_> = (0..count).map(|_| buffer()).collect();
+        Ok(Rc::new(Pool(RefCell::new(buffers?))))
     }
 
     /// The buffer used last, which is the most likely to be in the cache.
