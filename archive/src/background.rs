@@ -56,9 +56,12 @@ fn spare_name(number: u32) -> String {
     format!("spare-{number:08x}")
 }
 
-/// The number in a spare's file name.
-pub(crate) fn spare_number(name: &str) -> Option<u32> {
-    u32::from_str_radix(name.strip_prefix("spare-")?, 16).ok()
+/// Whether a name in the archive's directory is a spare's.
+///
+/// Spares are not used by a later run: after a loss of power one may hold what looks like a
+/// segment that was lost, and must not come to life under that segment's name.
+pub(crate) fn is_spare(name: &str) -> bool {
+    name.starts_with("spare-")
 }
 
 impl Pool {
@@ -67,26 +70,6 @@ impl Pool {
             storage,
             spares: Mutex::default(),
             next: AtomicU32::new(1),
-        }
-    }
-
-    /// Takes in a spare found on disk, or removes it when it cannot serve.
-    pub(crate) fn adopt(&self, name: &str) -> io::Result<()> {
-        let number = spare_number(name).unwrap_or(0);
-        self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
-        let map = match self.storage.map(name) {
-            Ok(map) if lock(&self.spares).len() < SPARES => map,
-            _ => return self.storage.remove(name),
-        };
-        match Header::parse(map.bytes()) {
-            Ok(header) if header.length as usize == map.bytes().len() => {
-                let generation = header.generation;
-                let name = name.to_owned();
-                let mapped = Mapped { map, generation };
-                lock(&self.spares).push(Spare { name, mapped });
-                Ok(())
-            }
-            _ => self.storage.remove(name),
         }
     }
 
@@ -643,12 +626,11 @@ impl Background {
         })
     }
 
-    /// Gives back what was made ahead and not used.
+    /// Removes what was made ahead and not used.
     pub(crate) fn give_back(&self) -> io::Result<()> {
         if let Some((number, segment)) = self.segment.clear() {
-            let length = u64::from(segment.length);
-            self.pool.give(&self.path(&segment::file_name(number)), segment)?;
-            self.unclaim(length);
+            self.storage.remove(&self.path(&segment::file_name(number)))?;
+            self.unclaim(u64::from(segment.length));
         }
         if let Some((number, _)) = self.chunk.clear() {
             self.storage.remove(&self.path(&index::file_name(number)))?;

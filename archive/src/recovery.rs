@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use seqcast_proto::ranges::RangeSet;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 
-use crate::background::{CHECKPOINT, spare_number};
+use crate::background::{CHECKPOINT, is_spare};
 use crate::checkpoint::{self, Checkpoint};
 use crate::codec::{Fault, Fields, Parser};
 use crate::error::is_full;
@@ -189,11 +189,8 @@ pub(crate) fn open(
         if name == IDENTITY || name == crate::storage::LOCK {
         } else if let Some(session) = session_of(&name).filter(|_| item.len.is_none()) {
             sessions.push(session);
-        } else if spare_number(&name).is_some() {
-            shared
-                .pool
-                .adopt(&name)
-                .map_err(Error::io("remove", &storage.display(&name)))?;
+        } else if is_spare(&name) {
+            drop(&name)?;
         } else if name.starts_with(GONE) {
             drop(&name)?;
             note(What::Removed {
@@ -474,8 +471,8 @@ impl Opening<'_> {
         let durable = durable.unwrap_or(true);
         let tail = checkpoint.map_or(Position::NONE, |c| c.tail);
         let (mut segments, mut records, mut bytes, mut ignored) = (0, 0, 0, 0);
-        // Segments made ahead and never used lie at the end; what they are for is not over yet.
-        let mut unused: Vec<Segment> = Vec::new();
+        // Made ahead and never used.
+        let mut unused = Vec::new();
         for (&number, &len) in &files.segments {
             let listed = checkpoint.and_then(|c| c.segments.iter().find(|s| s.number == number));
             if number < tail.segment() {
@@ -494,16 +491,14 @@ impl Opening<'_> {
             records += scanned.records;
             bytes += u64::from(scanned.segment.end) - from.map_or(0, |(end, _)| u64::from(end));
             if scanned.segment.end == segment::HEADER as u32 {
-                unused.push(scanned.segment);
+                unused.push(number);
             } else {
                 state.segments.push(scanned.segment);
                 state.open = scanned.whole;
             }
         }
-        for segment in unused {
-            let path = self.path(&segment::file_name(segment.number));
-            let given = self.shared.pool.give(&path, segment);
-            given.map_err(Error::io("recycle", &self.storage.display(&path)))?;
+        for number in unused {
+            self.remove(&segment::file_name(number), None)?;
         }
         if ignored > 0 {
             self.note(What::Ignored { records: ignored });
