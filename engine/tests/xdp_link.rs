@@ -413,6 +413,63 @@ fn root_frames_are_conserved_whatever_is_held_or_sent() {
 }
 
 #[test]
+fn root_holding_too_many_frames_loses_counted_datagrams_and_nothing_else() {
+    let lab = Lab::new();
+    let (mut a, mut b) = lab.pair(|_| ());
+    let receive_frames = 512 - 128;
+    let mut held = Vec::new();
+    for _ in 0..1000 {
+        send(&mut a, GROUP, b"hoarded");
+        a.flush().unwrap();
+        b.receive(64, |datagram| held.push(datagram)).unwrap();
+    }
+    let until = Instant::now() + PATIENCE;
+    while held.len() as u64 + b.stats().receive_dropped < 1000 {
+        b.receive(64, |datagram| held.push(datagram)).unwrap();
+        assert!(Instant::now() < until, "{} held, {:?}", held.len(), b.stats());
+    }
+    assert_eq!(
+        (held.len(), b.stats().receive_dropped),
+        (receive_frames, 1000 - receive_frames as u64)
+    );
+    assert_conserved(&b);
+    // It can still send, and receives again once frames come back.
+    send(&mut b, a.local(), b"help");
+    b.flush().unwrap();
+    receive(&mut a, 1);
+    held.clear();
+    b.receive(64, |_| ()).unwrap();
+    send(&mut a, GROUP, b"again");
+    a.flush().unwrap();
+    assert_eq!(receive(&mut b, 1)[0].frame.as_ref(), b"again");
+}
+
+#[test]
+fn root_a_link_whose_interface_vanishes_fails_and_closes() {
+    let lab = Lab::new();
+    let (mut a, mut b) = lab.pair(|_| ());
+    let (_wake, woken) = UnixStream::pair().unwrap();
+    enter(&lab.a);
+    run("ip link del sqc-a");
+
+    send(&mut a, GROUP, b"into the void");
+    let error = a.flush().unwrap_err().to_string();
+    assert!(error.contains("sqc-a is gone"), "{error}");
+
+    let until = Instant::now() + PATIENCE;
+    let error = loop {
+        assert!(Instant::now() < until, "wait does not tell");
+        let waited = b.wait(woken.as_fd(), Duration::from_millis(100));
+        if let Err(error) = waited.and_then(|()| b.receive(64, |_| ())) {
+            break error.to_string();
+        }
+    };
+    assert!(error.contains("sqc-b is gone"), "{error}");
+    assert_conserved(&a);
+    assert_conserved(&b);
+}
+
+#[test]
 fn root_more_is_queued_than_the_ring_holds_and_the_rest_is_refused() {
     let lab = Lab::new();
     let (mut a, mut b) = lab.pair(|_| ());
@@ -597,6 +654,82 @@ fn root_an_unfit_interface_is_refused_with_the_remedy() {
         message.contains("sqc-b is down") && message.contains("ip link set dev sqc-b up"),
         "{message}"
     );
+}
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const CAP_BPF: u32 = 39;
+
+/// Runs `what` with this thread's capabilities cut down to `kept`.
+fn with_only<T>(kept: &[u32], what: impl FnOnce() -> T) -> T {
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = [VERSION_3, 0];
+    // Effective, permitted and inheritable sets; the low words, then the high words.
+    let mut before = [0u32; 6];
+    // SAFETY: the kernel fills the two sets of three words that version 3 asks for.
+    let result = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), before.as_mut_ptr()) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    let mut set = |words: &[u32; 6]| {
+        // SAFETY: as above; the kernel only reads the sets.
+        let result = unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), words.as_ptr()) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    };
+    let mut reduced = before;
+    (reduced[0], reduced[3]) = (0, 0);
+    for capability in kept {
+        reduced[if *capability < 32 { 0 } else { 3 }] |= 1 << (capability % 32);
+    }
+    set(&reduced);
+    let result = what();
+    set(&before);
+    result
+}
+
+#[test]
+fn root_a_missing_capability_is_named_and_three_suffice() {
+    let lab = Lab::new();
+    enter(&lab.b);
+    // 1 MiB: the frames below fit it, the usual ones do not. Threads that may lock memory do not mind.
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel fills `limit`, then reads it.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit), 0);
+        limit.rlim_cur = 1 << 20;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
+    }
+
+    let mut config = XdpConfig::new("sqc-b");
+    let refused = |kept: &[u32], config: &XdpConfig| refusal(with_only(kept, || XdpLink::open(config)));
+    for kept in [&[][..], &[CAP_BPF, CAP_NET_RAW], &[CAP_NET_ADMIN, CAP_NET_RAW]] {
+        let message = refused(kept, &config);
+        assert!(
+            message.contains("not permitted to load the XDP filter: needs CAP_BPF and CAP_NET_ADMIN"),
+            "{message}"
+        );
+    }
+    let message = refused(&[CAP_BPF, CAP_NET_ADMIN], &config);
+    assert!(message.contains("needs CAP_NET_RAW"), "{message}");
+    let all = [CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW];
+    let message = refused(&all, &config);
+    assert!(
+        message.contains("8192 frames") && message.contains("ulimit -l"),
+        "{message}"
+    );
+
+    (config.frames, config.rx_ring, config.tx_ring) = (256, 64, 64);
+    // The filter with its fault code in must load with them too.
+    (config.fault.burst_at, config.fault.burst_len) = (1000, 1);
+    let mut b = with_only(&all, || XdpLink::open(&config)).unwrap();
+    with_only(&[], || b.join(GROUP)).unwrap();
+    let mut a = lab.open_a(|_| ()).unwrap();
+    send(&mut a, GROUP, b"no more needed");
+    a.flush().unwrap();
+    // Once open, nothing is needed any more.
+    let received = with_only(&[], || receive(&mut b, 1));
+    assert_eq!(received[0].frame.as_ref(), b"no more needed");
 }
 
 #[test]

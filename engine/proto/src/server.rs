@@ -112,6 +112,7 @@ pub struct ServerStats {
 /// A finished DATA frame that its store had no room for. It must be kept before it is sent.
 #[derive(Debug)]
 struct Pending {
+    first: Seq,
     frame: Vec<u8>,
     kept: bool,
 }
@@ -375,6 +376,7 @@ impl Server {
             if refused == Err(Refused::Full) {
                 result = Ok(count);
                 *pending = Some(Pending {
+                    first,
                     frame: buf[..len].to_vec(),
                     kept: false,
                 });
@@ -649,7 +651,8 @@ impl Server {
         let stamp = Stamp {
             stream: self.config.stream,
             session: current.session,
-            sequence: current.next,
+            // What is not kept yet has not been on the wire either.
+            sequence: self.pending.as_ref().map_or(current.next, |p| p.first),
             time: now.wall,
             flags: if self.config.archives > 0 { flags::ARCHIVED } else { 0 },
             origin: self.config.origin,

@@ -14,16 +14,16 @@ mod interface;
 mod neighbour;
 mod packet;
 mod queue;
+mod start;
 mod sys;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
-use seqcast_bpf::{Filter, Mode};
+use seqcast_bpf::Filter;
 
 use super::{Datagram, Link, LinkStats, check_group, group_mac};
 use interface::Interface;
@@ -32,12 +32,12 @@ use queue::{Held, Queue};
 
 pub use config::{Attach, Bind, XdpConfig};
 pub use queue::FrameCount;
+pub use seqcast_bpf::Counters;
 
-/// How long a queue may stay busy after its last socket was closed: the kernel frees it later.
-const BUSY_FOR: Duration = Duration::from_secs(2);
-const BUSY_RETRY: Duration = Duration::from_millis(10);
 /// How soon a wait ends when packets are stuck in the transmit ring.
 const UNSENT_RETRY: Duration = Duration::from_millis(1);
+/// Empty batches in a row after which a link that never waits asks whether its interface is still there.
+const CHECK_AFTER: u32 = 1 << 20;
 
 /// A link over AF_XDP sockets. Belongs to one thread.
 ///
@@ -49,10 +49,9 @@ pub struct XdpLink {
     filter: Filter,
     kernel: UdpSocket,
     local: SocketAddrV4,
-    mac: [u8; 6],
     ttl: u8,
     max_payload: usize,
-    index: u32,
+    interface: Interface,
     /// What the filter lets through: our own address first, then the groups.
     wanted: Vec<SocketAddrV4>,
     neighbours: Neighbours,
@@ -60,7 +59,11 @@ pub struct XdpLink {
     now: u32,
     /// The queue that is asked first: they take turns.
     turn: usize,
+    /// Batches in a row that were empty.
+    empty: u32,
+    /// Where datagrams for the kernel's path are built.
     scratch: Box<[u8]>,
+    /// The queues' sockets, and a place for the caller's.
     poll: Box<[libc::pollfd]>,
     stats: LinkStats,
     mode: String,
@@ -98,40 +101,33 @@ impl XdpLink {
     pub fn open(config: &XdpConfig) -> io::Result<XdpLink> {
         config.check()?;
         let interface = Interface::read(&config.interface)?;
-        check_fit(config, &interface)?;
-        let kernel = open_kernel_socket(&interface, config)?;
-        let local = match kernel.local_addr()? {
-            SocketAddr::V4(local) => local,
-            SocketAddr::V6(local) => return Err(io::Error::other(format!("bound to {local}"))),
-        };
-
-        let highest = config.queues.iter().max().copied().unwrap_or(0);
-        let mut filter = Filter::load(&fault(config), highest + 1)?;
+        start::check_fit(config, &interface)?;
+        let (kernel, local) = start::open_kernel_socket(&interface, config)?;
+        let mut filter = Filter::load(&start::fault(config), interface.queues)?;
         filter.add(local)?;
-        let (mode, no_driver) = attach(&mut filter, &interface, config.attach)?;
-        let (mut queues, no_zero_copy) = bind(config, mode)?;
+        let (mode, no_driver) = start::attach(&mut filter, &interface, config.attach)?;
+        let (mut queues, no_zero_copy) = start::bind(config, mode)?;
         for queue in &mut queues {
             queue.fill()?;
         }
 
         let max_payload = interface.mtu as usize - packet::IP_UDP;
-        let poll = vec![pollfd(-1); queues.len() + 1].into();
         let link = XdpLink {
-            mode: describe(&interface.name, mode, &queues, &[no_driver, no_zero_copy]),
+            mode: start::describe(&interface.name, mode, &queues, &[no_driver, no_zero_copy]),
+            poll: queues.iter().map(Queue::raw_fd).chain([-1]).map(pollfd).collect(),
             queues,
             filter,
             kernel,
             local,
-            mac: interface.mac,
             ttl: config.ttl,
             max_payload,
-            index: interface.index,
+            interface,
             wanted: vec![local],
             neighbours: Neighbours::new(),
             now: sys::seconds(),
             turn: 0,
+            empty: 0,
             scratch: vec![0; max_payload].into(),
-            poll,
             stats: LinkStats::default(),
         };
         // Last, so that what arrives finds all of it ready. From here on `drop` undoes it.
@@ -160,7 +156,7 @@ impl XdpLink {
     ///
     /// # Errors
     /// When the kernel refuses to read the counters.
-    pub fn filter_counters(&self) -> io::Result<seqcast_bpf::Counters> {
+    pub fn filter_counters(&self) -> io::Result<Counters> {
         Ok(self.filter.counters()?)
     }
 
@@ -182,6 +178,19 @@ impl XdpLink {
             Err(_) => self.stats.send_failed += 1,
         }
         true
+    }
+
+    /// Fails when the interface has been removed: the rings alone only fall silent.
+    #[cold]
+    fn check_interface(&mut self) -> io::Result<()> {
+        for queue in &self.queues {
+            self.stats.syscalls += 1;
+            let error = socket2::SockRef::from(&queue.socket()).take_error()?;
+            if let Some(error) = error {
+                return Err(gone(&self.interface.name, error));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -239,6 +248,11 @@ impl Link for XdpLink {
             stats.malformed += malformed;
             queue.fill()?;
         }
+        self.empty = if handed == 0 { self.empty + 1 } else { 0 };
+        if self.empty == CHECK_AFTER {
+            self.empty = 0;
+            self.check_interface()?;
+        }
         Ok(handed)
     }
 
@@ -251,7 +265,12 @@ impl Link for XdpLink {
         } else {
             return self.send_by_kernel(to, build);
         };
-        let (macs, from, ttl, max) = ((self.mac, destination_mac), self.local, self.ttl, self.max_payload);
+        let (macs, from, ttl, max) = (
+            (self.interface.mac, destination_mac),
+            self.local,
+            self.ttl,
+            self.max_payload,
+        );
         let sent = self.queues[0].send(|frame| {
             let payload = build(&mut frame[packet::HEADERS..packet::HEADERS + max]).min(max);
             if payload == 0 {
@@ -279,7 +298,8 @@ impl Link for XdpLink {
         if self.queues[0].has_unsent() {
             self.now = sys::seconds();
         }
-        self.queues[0].flush()
+        let flushed = self.queues[0].flush();
+        flushed.map_err(|error| gone(&self.interface.name, error))
     }
 
     fn join(&mut self, group: SocketAddrV4) -> io::Result<()> {
@@ -288,7 +308,7 @@ impl Link for XdpLink {
             return Ok(());
         }
         if !self.wanted[1..].iter().any(|joined| joined.ip() == group.ip()) {
-            let on = socket2::InterfaceIndexOrAddress::Index(self.index);
+            let on = socket2::InterfaceIndexOrAddress::Index(self.interface.index);
             let socket = socket2::SockRef::from(&self.kernel);
             socket
                 .join_multicast_v4_n(group.ip(), &on)
@@ -306,13 +326,8 @@ impl Link for XdpLink {
     }
 
     fn wait(&mut self, wake: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
-        let (last, first) = self
-            .poll
-            .split_last_mut()
-            .expect("holds one more than there are queues");
-        *last = pollfd(wake.as_raw_fd());
-        for (entry, queue) in first.iter_mut().zip(&self.queues) {
-            *entry = pollfd(queue.raw_fd());
+        if let Some(last) = self.poll.last_mut() {
+            last.fd = wake.as_raw_fd();
         }
         let timeout = if self.queues[0].has_unsent() {
             timeout.min(UNSENT_RETRY)
@@ -321,7 +336,10 @@ impl Link for XdpLink {
         };
         self.stats.syscalls += 1;
         sys::poll(&mut self.poll, timeout)?;
-        self.now = sys::seconds();
+        let before = std::mem::replace(&mut self.now, sys::seconds());
+        if self.now != before {
+            self.check_interface()?;
+        }
         Ok(())
     }
 
@@ -357,189 +375,15 @@ fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
+fn gone(interface: &str, error: io::Error) -> io::Error {
+    let message = format!("{interface} is gone or was taken away: {error}; see `ip link`, then open the link again");
+    io::Error::new(error.kind(), message)
+}
+
 fn pollfd(fd: i32) -> libc::pollfd {
     libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     }
-}
-
-fn fault(config: &XdpConfig) -> seqcast_bpf::Fault {
-    seqcast_bpf::Fault {
-        drop_below: (config.fault.drop_share * (1u64 << 32) as f64) as u64,
-        burst_at: config.fault.burst_at,
-        burst_len: config.fault.burst_len,
-        seed: config.fault.seed,
-    }
-}
-
-fn check_fit(config: &XdpConfig, interface: &Interface) -> io::Result<()> {
-    let Interface { name, mtu, queues, .. } = interface;
-    let room = config.frame_size - HEADROOM;
-    if mtu + packet::LINK_OVERHEAD > room {
-        let larger = if config.frame_size < 4096 {
-            "use frame_size = 4096 or "
-        } else {
-            ""
-        };
-        return Err(invalid(format!(
-            "frames of {} bytes hold an MTU of up to {}, and {name} has {mtu}; {larger}`ip link set dev {name} mtu {}`",
-            config.frame_size,
-            room - packet::LINK_OVERHEAD,
-            room - packet::LINK_OVERHEAD
-        )));
-    }
-    if let Some(queue) = config.queues.iter().find(|queue| *queue >= queues) {
-        return Err(invalid(format!(
-            "{name} has no receive queue {queue}; it has {queues}, from 0 (`ethtool -l {name}`)"
-        )));
-    }
-    if config.queues.len() < *queues as usize {
-        let all: Vec<u32> = (0..*queues).collect();
-        return Err(invalid(format!(
-            "{name} spreads what arrives over {queues} receive queues, and only {:?} would be served; `ethtool -L \
-             {name} combined {}`, or queues = {all:?}",
-            config.queues,
-            config.queues.len()
-        )));
-    }
-    Ok(())
-}
-
-/// What the kernel keeps free in front of each received packet.
-const HEADROOM: u32 = 256;
-
-fn open_kernel_socket(interface: &Interface, config: &XdpConfig) -> io::Result<UdpSocket> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    let address = SocketAddrV4::new(interface.address, config.port);
-    socket
-        .bind(&address.into())
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EADDRINUSE) => {
-                let message = format!("UDP {address} is taken by another program; choose another port, or 0 for any");
-                io::Error::new(io::ErrorKind::AddrInUse, message)
-            }
-            _ => io::Error::new(error.kind(), format!("cannot bind UDP {address}: {error}")),
-        })?;
-    socket.bind_device(Some(interface.name.as_bytes()))?;
-    socket.set_ttl_v4(config.ttl.into())?;
-    socket.set_multicast_all_v4(false)?;
-    sys::set_do_not_fragment(socket.as_fd())?;
-    socket.set_nonblocking(true)?;
-    // Nobody reads it: what the filter leaves to the kernel shall not pile up. The kernel's least is 2 KiB.
-    socket.set_recv_buffer_size(0)?;
-    Ok(socket.into())
-}
-
-/// Attaches the filter; returns the mode, and why it is not driver mode if that was tried.
-fn attach(filter: &mut Filter, interface: &Interface, wanted: Attach) -> io::Result<(Mode, Option<String>)> {
-    let on = seqcast_bpf::Interface {
-        name: &interface.name,
-        index: interface.index,
-        mtu: interface.mtu,
-    };
-    let refused = match wanted {
-        Attach::Generic => None,
-        Attach::Driver | Attach::Auto => match filter.attach(&on, Mode::Driver) {
-            Ok(()) => return Ok((Mode::Driver, None)),
-            Err(seqcast_bpf::Error::DriverMode { source, .. }) if wanted == Attach::Auto => {
-                Some(format!("driver mode refused: {source}"))
-            }
-            Err(error) => return Err(error.into()),
-        },
-    };
-    filter.attach(&on, Mode::Generic)?;
-    Ok((Mode::Generic, refused))
-}
-
-/// Binds all queues in one mode; returns them, and why it is not zero-copy if that was tried.
-fn bind(config: &XdpConfig, mode: Mode) -> io::Result<(Vec<Queue>, Option<String>)> {
-    let refused = match config.bind {
-        Bind::Auto if mode == Mode::Driver => match bind_all(config, true) {
-            Ok(queues) => return Ok((queues, None)),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EPERM | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM) => return Err(explain(config, error)),
-                _ => Some(format!("zero-copy refused: {error}")),
-            },
-        },
-        Bind::Auto | Bind::Copy => None,
-        Bind::ZeroCopy => return Ok((bind_all(config, true).map_err(|error| explain(config, error))?, None)),
-    };
-    Ok((
-        bind_all(config, false).map_err(|error| explain(config, error))?,
-        refused,
-    ))
-}
-
-fn bind_all(config: &XdpConfig, zero_copy: bool) -> io::Result<Vec<Queue>> {
-    let give_up = Instant::now() + BUSY_FOR;
-    let mut queues = Vec::with_capacity(config.queues.len());
-    for (i, &id) in config.queues.iter().enumerate() {
-        let queue = loop {
-            match Queue::open(config, id, i == 0, zero_copy) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < give_up => {
-                    thread::sleep(BUSY_RETRY);
-                }
-                other => break other?,
-            }
-        };
-        if queue.is_zero_copy() != zero_copy {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        }
-        queues.push(queue);
-    }
-    Ok(queues)
-}
-
-/// Says what a refused bind means and what helps.
-fn explain(config: &XdpConfig, error: io::Error) -> io::Error {
-    let interface = &config.interface;
-    let (kind, remedy) = match error.raw_os_error() {
-        Some(libc::EPERM) => (
-            io::ErrorKind::PermissionDenied,
-            "needs CAP_NET_RAW; run as root, or `setcap cap_bpf,cap_net_admin,cap_net_raw+ep PROGRAM`".into(),
-        ),
-        Some(libc::EBUSY) => (
-            io::ErrorKind::ResourceBusy,
-            format!(
-                "one of its queues {:?} belongs to another AF_XDP socket; stop that program",
-                config.queues
-            ),
-        ),
-        Some(libc::ENOBUFS | libc::ENOMEM) => (
-            io::ErrorKind::OutOfMemory,
-            format!(
-                "no memory for {} frames of {} bytes per queue; raise the locked-memory limit (`ulimit -l unlimited`, \
-                 LimitMEMLOCK=infinity), grant cap_ipc_lock, or lower frames",
-                config.frames, config.frame_size
-            ),
-        ),
-        Some(libc::EOPNOTSUPP | libc::EINVAL) if config.bind == Bind::ZeroCopy => (
-            io::ErrorKind::Unsupported,
-            "no zero-copy with this driver and these settings; use bind = auto or copy".into(),
-        ),
-        _ => (error.kind(), "see the kernel's log (`dmesg`)".into()),
-    };
-    io::Error::new(
-        kind,
-        format!("cannot bind AF_XDP sockets to {interface}: {error}: {remedy}"),
-    )
-}
-
-fn describe(name: &str, mode: Mode, queues: &[Queue], refused: &[Option<String>]) -> String {
-    let copy = if queues.iter().all(Queue::is_zero_copy) {
-        "zero-copy"
-    } else {
-        "copy"
-    };
-    let ids: Vec<String> = queues.iter().map(|queue| queue.id().to_string()).collect();
-    let plural = if ids.len() == 1 { "" } else { "s" };
-    let refused: Vec<&str> = refused.iter().flatten().map(String::as_str).collect();
-    let why = if refused.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", refused.join("; "))
-    };
-    format!("xdp {mode} {copy} queue{plural} {} of {name}{why}", ids.join(","))
 }

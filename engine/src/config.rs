@@ -1,0 +1,635 @@
+//! The configuration file of one engine (TOML). Unknown keys are refused with their line.
+//!
+//! `docs/configuration.md` shows every key with its unit, range and default.
+
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::feed::Format;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The text is not TOML, or not a configuration; names line and column.
+    #[error("configuration {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        message: String,
+    },
+    /// A value makes no sense.
+    #[error("configuration: {0}")]
+    Invalid(String),
+}
+
+/// A whole configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The process and its interface.
+    pub engine: Engine,
+    /// Streams that this engine publishes.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
+    /// Streams that this engine receives.
+    #[serde(default)]
+    pub subscribe: Vec<Subscribe>,
+    /// Streams that this engine records.
+    #[serde(default)]
+    pub archive: Vec<Archive>,
+}
+
+/// How frames move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkKind {
+    /// AF_XDP where it works, otherwise kernel sockets; the engine says which and why.
+    #[default]
+    Auto,
+    /// AF_XDP or nothing.
+    Xdp,
+    /// Kernel UDP sockets.
+    Udp,
+}
+
+/// What a core does while nothing is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Idle {
+    /// Spin when the engine has a core of its own and there are at least four, otherwise block.
+    #[default]
+    Auto,
+    /// Look again at once: lowest latency, a whole core.
+    Spin,
+    /// Spin for a short while, then yield, then block.
+    Backoff,
+    /// Sleep in the kernel until a frame, a message or a timer is due.
+    Block,
+}
+
+/// `[engine]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Name in logs and reports.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// The network interface.
+    pub interface: String,
+    /// How frames move.
+    #[serde(default)]
+    pub link: LinkKind,
+    /// UDP port for queries and repairs; 0 lets the kernel choose.
+    #[serde(default)]
+    pub port: u16,
+    /// Largest IP packet to use; by default what the interface allows.
+    pub mtu: Option<usize>,
+    /// Routers that a packet may pass, plus one.
+    #[serde(default = "default_ttl")]
+    pub ttl: u8,
+    /// The core to pin the engine's thread to.
+    pub core: Option<usize>,
+    /// What to do when there is nothing to do.
+    #[serde(default)]
+    pub idle: Idle,
+    /// Where to write the final counters as JSON.
+    pub report: Option<PathBuf>,
+    /// Settings of the AF_XDP link.
+    #[serde(default)]
+    pub xdp: Xdp,
+    /// Settings of the kernel link.
+    #[serde(default)]
+    pub udp: Udp,
+    /// Losses on purpose.
+    #[serde(default)]
+    pub fault: Fault,
+}
+
+fn default_name() -> String {
+    "engine".into()
+}
+
+fn default_ttl() -> u8 {
+    1
+}
+
+/// Where the XDP filter runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// Driver mode, or generic mode when the driver refuses.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Driver,
+    /// After the kernel has allocated a packet buffer.
+    Generic,
+}
+
+/// Who copies between the NIC and the engine's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bind {
+    /// Zero-copy, or copy when the driver refuses.
+    #[default]
+    Auto,
+    /// The kernel copies.
+    Copy,
+    /// The NIC reads and writes the frames itself, or the engine does not start.
+    Zerocopy,
+}
+
+/// `[engine.xdp]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Xdp {
+    /// Receive queues to serve: all that the interface has.
+    pub queues: Vec<u32>,
+    /// Where the filter runs.
+    pub attach: Attach,
+    /// Who copies.
+    pub bind: Bind,
+    /// Bytes of a frame, 2048 or 4096.
+    pub frame_size: u32,
+    /// Frames for each queue.
+    pub frames: u32,
+}
+
+impl Default for Xdp {
+    fn default() -> Xdp {
+        Xdp {
+            queues: vec![0],
+            attach: Attach::Auto,
+            bind: Bind::Auto,
+            frame_size: 2048,
+            frames: 8192,
+        }
+    }
+}
+
+/// `[engine.udp]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Udp {
+    /// Receive buffer asked from the kernel, in bytes.
+    pub receive_buffer: usize,
+    /// Receive buffers of the engine.
+    pub frames: usize,
+}
+
+impl Default for Udp {
+    fn default() -> Udp {
+        Udp {
+            receive_buffer: 8 << 20,
+            frames: 4096,
+        }
+    }
+}
+
+/// `[engine.fault]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fault {
+    /// Share of arriving frames to drop, 0.0 to 1.0.
+    pub drop: f64,
+    /// Arriving frame, counted from 0, at which a burst of losses starts.
+    pub burst_at: u64,
+    /// Frames that the burst drops.
+    pub burst_len: u64,
+    /// Seed of the choice.
+    pub seed: u64,
+}
+
+/// Where messages come from.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// A file.
+    pub file: Option<PathBuf>,
+    /// A FIFO; made when it is missing.
+    pub fifo: Option<PathBuf>,
+    /// Standard input.
+    #[serde(default)]
+    pub stdin: bool,
+    /// How messages are told apart.
+    #[serde(default)]
+    pub format: Format,
+    /// Messages a second; without it as fast as they can be sent.
+    pub rate: Option<f64>,
+    /// Go on behind the last message that was published before; needs `state` and a file.
+    #[serde(default = "yes")]
+    pub resume: bool,
+    /// What to do when the source ends.
+    #[serde(default)]
+    pub at_end: AtEnd,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a server does when its source ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AtEnd {
+    /// End the stream.
+    #[default]
+    Close,
+    /// Stay and send heartbeats; a FIFO is opened again for the next writer.
+    Stay,
+}
+
+/// Where messages go to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sink {
+    /// A file, written anew.
+    pub file: Option<PathBuf>,
+    /// A FIFO; made when it is missing.
+    pub fifo: Option<PathBuf>,
+    /// Standard output.
+    #[serde(default)]
+    pub stdout: bool,
+    /// How messages are told apart.
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// `[[publish]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// Multicast group and port.
+    pub stream: SocketAddrV4,
+    /// The stream's identity; derived from group and port unless given.
+    pub id: Option<u32>,
+    /// Where messages come from.
+    pub source: Source,
+    /// Directory that keeps sessions and unacknowledged messages over a crash; without it they
+    /// are kept in memory.
+    pub state: Option<PathBuf>,
+    /// Archives that must acknowledge a message before it may be dropped.
+    #[serde(default)]
+    pub archives: usize,
+    /// Most bytes of messages kept.
+    #[serde(default = "default_retain")]
+    pub retain: Bytes,
+    /// Last sequence number of a session before the next one is opened.
+    pub range_end: Option<u32>,
+    /// First pause between the last message and a heartbeat, in milliseconds.
+    #[serde(default = "default_heartbeat_min")]
+    pub heartbeat_min_ms: u64,
+    /// Longest pause between heartbeats, in milliseconds.
+    #[serde(default = "default_heartbeat_max")]
+    pub heartbeat_max_ms: u64,
+    /// Least time for last questions after the end, in milliseconds.
+    #[serde(default = "default_linger")]
+    pub linger_ms: u64,
+    /// Longest wait for outstanding acknowledgements after the end, in milliseconds.
+    #[serde(default = "default_linger_max")]
+    pub linger_max_ms: u64,
+}
+
+fn default_retain() -> Bytes {
+    Bytes(256 << 20)
+}
+
+fn default_heartbeat_min() -> u64 {
+    1
+}
+
+fn default_heartbeat_max() -> u64 {
+    100
+}
+
+fn default_linger() -> u64 {
+    500
+}
+
+fn default_linger_max() -> u64 {
+    10_000
+}
+
+/// Where a subscription begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// At the first packet that is seen.
+    #[default]
+    Now,
+    /// At the first message of the session that is found.
+    Session,
+}
+
+/// `[[subscribe]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subscribe {
+    /// Multicast group and port.
+    pub stream: SocketAddrV4,
+    /// The stream's identity; derived from group and port unless given.
+    pub id: Option<u32>,
+    /// Where to begin.
+    #[serde(default)]
+    pub from: From,
+    /// Where messages go to.
+    pub sink: Sink,
+    /// End the engine when the stream has ended and everything is delivered.
+    #[serde(default)]
+    pub exit_at_end: bool,
+    /// How far ahead of the next message a frame may be and still be held, in messages.
+    #[serde(default = "default_window")]
+    pub window: u32,
+    /// Wait for frames that overtook each other, in microseconds, before asking.
+    #[serde(default)]
+    pub reorder_us: u64,
+    /// Longest random pause before the first NAK, in microseconds.
+    #[serde(default)]
+    pub backoff_us: u64,
+    /// Time after which a gap is reported as lost, in milliseconds.
+    #[serde(default = "default_give_up")]
+    pub give_up_ms: u64,
+}
+
+fn default_window() -> u32 {
+    1 << 16
+}
+
+fn default_give_up() -> u64 {
+    30_000
+}
+
+/// What an acknowledgement stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// The message is in the archive's log and survives the end of its process.
+    #[default]
+    Stored,
+    /// The message is on stable storage and survives a loss of power.
+    Synced,
+}
+
+/// `[[archive]]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Multicast group and port.
+    pub stream: SocketAddrV4,
+    /// The stream's identity; derived from group and port unless given.
+    pub id: Option<u32>,
+    /// The archive's directory.
+    pub dir: PathBuf,
+    /// What an acknowledgement stands for.
+    #[serde(default)]
+    pub ack: Ack,
+    /// How far behind the disk may be, in milliseconds; 0 leaves it to the kernel.
+    #[serde(default = "default_sync")]
+    pub sync_ms: u32,
+    /// Bytes of a segment file, a power of two.
+    #[serde(default = "default_segment")]
+    pub segment: Bytes,
+    /// End the engine when the stream has ended and all of it is stored.
+    #[serde(default)]
+    pub exit_at_end: bool,
+}
+
+fn default_sync() -> u32 {
+    100
+}
+
+fn default_segment() -> Bytes {
+    Bytes(16 << 20)
+}
+
+/// A number of bytes: an integer, or text such as `"256 MiB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(n) => Ok(Bytes(n)),
+            Either::Text(text) => parse_bytes(&text).map(Bytes).ok_or_else(|| {
+                serde::de::Error::custom(format!(
+                    "{text:?} is not a number of bytes; write 1048576, \"64 KiB\", \"256 MiB\" or \"10 GiB\""
+                ))
+            }),
+        }
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit: u64 = match text[digits..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return None,
+    };
+    text[..digits].parse::<u64>().ok()?.checked_mul(unit)
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// Names the file, the line and what to do.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Config::parse(&text, path)
+    }
+
+    /// Checks the text of a configuration; `path` is for messages.
+    ///
+    /// # Errors
+    /// As for [`Config::read`].
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.into(),
+            message: error.to_string(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |text: String| Err(ConfigError::Invalid(text));
+        if self.publish.is_empty() && self.subscribe.is_empty() && self.archive.is_empty() {
+            return invalid("nothing to do: add [[publish]], [[subscribe]] or [[archive]]".into());
+        }
+        for (table, ids) in [
+            (
+                "publish",
+                self.publish.iter().map(|p| (p.stream, p.id)).collect::<Vec<_>>(),
+            ),
+            ("subscribe", self.subscribe.iter().map(|s| (s.stream, s.id)).collect()),
+            ("archive", self.archive.iter().map(|a| (a.stream, a.id)).collect()),
+        ] {
+            for (i, (stream, id)) in ids.iter().enumerate() {
+                if let Err(error) = crate::link::check_group(*stream) {
+                    return invalid(format!("[[{table}]] {error}"));
+                }
+                let identity = crate::stream_id(*stream, *id);
+                if let Some((other, _)) = ids[..i].iter().find(|(s, d)| crate::stream_id(*s, *d) == identity) {
+                    return invalid(format!(
+                        "[[{table}]] {other} and {stream} have the same identity {identity}: give one of them another `id`, or drop it"
+                    ));
+                }
+            }
+        }
+        for publish in &self.publish {
+            let source = &publish.source;
+            if usize::from(source.file.is_some()) + usize::from(source.fifo.is_some()) + usize::from(source.stdin) != 1
+            {
+                return invalid(format!(
+                    "[[publish]] {}: the source needs one of `file`, `fifo` or `stdin = true`",
+                    publish.stream
+                ));
+            }
+            if source.rate.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
+                return invalid(format!(
+                    "[[publish]] {}: `rate` must be above 0 messages a second",
+                    publish.stream
+                ));
+            }
+            if publish.heartbeat_min_ms == 0 || publish.heartbeat_max_ms < publish.heartbeat_min_ms {
+                return invalid(format!(
+                    "[[publish]] {}: `heartbeat_min_ms` must be at least 1 and at most `heartbeat_max_ms`",
+                    publish.stream
+                ));
+            }
+            if publish.range_end == Some(0) {
+                return invalid(format!(
+                    "[[publish]] {}: `range_end` must be at least 1",
+                    publish.stream
+                ));
+            }
+            if publish.retain.0 < 8 << 20 {
+                return invalid(format!(
+                    "[[publish]] {}: `retain` must be at least \"8 MiB\"",
+                    publish.stream
+                ));
+            }
+            if publish.archives > 15 {
+                return invalid(format!("[[publish]] {}: `archives` can be at most 15", publish.stream));
+            }
+        }
+        for subscribe in &self.subscribe {
+            let sink = &subscribe.sink;
+            if usize::from(sink.file.is_some()) + usize::from(sink.fifo.is_some()) + usize::from(sink.stdout) != 1 {
+                return invalid(format!(
+                    "[[subscribe]] {}: the sink needs one of `file`, `fifo` or `stdout = true`",
+                    subscribe.stream
+                ));
+            }
+        }
+        for archive in &self.archive {
+            if archive.ack == Ack::Synced && archive.sync_ms == 0 {
+                return invalid(format!(
+                    "[[archive]] {}: `ack = \"synced\"` needs `sync_ms` above 0, else nothing is ever acknowledged",
+                    archive.stream
+                ));
+            }
+        }
+        let fault = self.engine.fault;
+        if !(0.0..=1.0).contains(&fault.drop) {
+            return invalid(format!(
+                "[engine.fault] drop = {} is not a share from 0.0 to 1.0",
+                fault.drop
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[engine]
+interface = "lo"
+[[publish]]
+stream = "239.1.1.1:5000"
+source = { stdin = true }
+"#;
+
+    fn error(text: &str) -> String {
+        Config::parse(text, Path::new("x.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_short_configuration_is_enough() {
+        let config = Config::parse(GOOD, Path::new("x.toml")).unwrap();
+        assert_eq!(config.publish[0].retain, Bytes(256 << 20));
+        assert_eq!(config.engine.link, LinkKind::Auto);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_line() {
+        let text = GOOD.replace("[[publish]]", "[[publish]]\nretian = 5");
+        let message = error(&text);
+        assert!(message.contains("retian") && message.contains("line 5"), "{message}");
+    }
+
+    #[test]
+    fn mistakes_are_named_with_the_remedy() {
+        for (from, to, expected) in [
+            ("239.1.1.1:5000", "10.1.1.1:5000", "is not a multicast address"),
+            (
+                "stdin = true",
+                "stdin = true, file = \"x\"",
+                "one of `file`, `fifo` or `stdin",
+            ),
+            ("stdin = true", "stdin = true, rate = -1", "`rate` must be above 0"),
+            ("[[publish]]", "[[publish]]\nretain = \"12 furlongs\"", "write 1048576"),
+            ("[[publish]]", "[[publish]]\nretain = \"1 MiB\"", "at least \"8 MiB\""),
+            (
+                "interface = \"lo\"",
+                "interface = \"lo\"\nlink = \"dpdk\"",
+                "unknown variant `dpdk`",
+            ),
+        ] {
+            let message = error(&GOOD.replace(from, to));
+            assert!(message.contains(expected), "{message}");
+        }
+        assert!(error("[engine]\ninterface = \"lo\"").contains("nothing to do"));
+        let twice = format!("{GOOD}[[publish]]\nstream = \"239.1.1.1:5000\"\nsource = {{ stdin = true }}");
+        assert!(error(&twice).contains("the same identity"));
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("5", 5), ("64 KiB", 65536), ("256MiB", 256 << 20), ("2 GiB", 2 << 30)] {
+            assert_eq!(parse_bytes(text), Some(bytes));
+        }
+        for text in ["", "MiB", "5 MB", "-1", "99999999999 TiB"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
+}

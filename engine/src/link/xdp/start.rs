@@ -1,0 +1,202 @@
+//! The steps of opening a link, in order, and what each refusal means.
+
+use std::io;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use seqcast_bpf::{Filter, Mode};
+
+use super::config::{Attach, Bind, XdpConfig};
+use super::interface::Interface;
+use super::queue::Queue;
+use super::{invalid, packet, sys};
+
+/// What the kernel keeps free in front of each received packet, in bytes.
+const HEADROOM: u32 = 256;
+/// How long a queue may stay busy after its last socket was closed: the kernel frees it later.
+const BUSY_FOR: Duration = Duration::from_secs(2);
+const BUSY_RETRY: Duration = Duration::from_millis(10);
+
+/// The configured losses, as the filter takes them.
+pub(super) fn fault(config: &XdpConfig) -> seqcast_bpf::Fault {
+    seqcast_bpf::Fault {
+        drop_below: (config.fault.drop_share * (1u64 << 32) as f64) as u64,
+        burst_at: config.fault.burst_at,
+        burst_len: config.fault.burst_len,
+        seed: config.fault.seed,
+    }
+}
+
+/// Checks that a packet fits a frame, and that every receive queue is served.
+pub(super) fn check_fit(config: &XdpConfig, interface: &Interface) -> io::Result<()> {
+    let Interface { name, mtu, queues, .. } = interface;
+    let room = config.frame_size - HEADROOM;
+    if mtu + packet::LINK_OVERHEAD > room {
+        let larger = if config.frame_size < 4096 {
+            "use frame_size = 4096 or "
+        } else {
+            ""
+        };
+        return Err(invalid(format!(
+            "frames of {} bytes hold an MTU of up to {}, and {name} has {mtu}; {larger}`ip link set dev {name} mtu {}`",
+            config.frame_size,
+            room - packet::LINK_OVERHEAD,
+            room - packet::LINK_OVERHEAD
+        )));
+    }
+    if let Some(queue) = config.queues.iter().find(|queue| *queue >= queues) {
+        return Err(invalid(format!(
+            "{name} has no receive queue {queue}; it has {queues}, from 0 (`ethtool -l {name}`)"
+        )));
+    }
+    if config.queues.len() < *queues as usize {
+        let all: Vec<u32> = (0..*queues).collect();
+        return Err(invalid(format!(
+            "{name} spreads what arrives over {queues} receive queues, and only {:?} would be served; `ethtool -L \
+             {name} combined {}`, or queues = {all:?}",
+            config.queues,
+            config.queues.len()
+        )));
+    }
+    Ok(())
+}
+
+/// Opens the UDP socket that joins groups and finds neighbours; returns it with the link's address.
+pub(super) fn open_kernel_socket(interface: &Interface, config: &XdpConfig) -> io::Result<(UdpSocket, SocketAddrV4)> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    let address = SocketAddrV4::new(interface.address, config.port);
+    socket
+        .bind(&address.into())
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => {
+                let message = format!("UDP {address} is taken by another program; choose another port, or 0 for any");
+                io::Error::new(io::ErrorKind::AddrInUse, message)
+            }
+            _ => io::Error::new(error.kind(), format!("cannot bind UDP {address}: {error}")),
+        })?;
+    socket.bind_device(Some(interface.name.as_bytes()))?;
+    socket.set_ttl_v4(config.ttl.into())?;
+    socket.set_multicast_all_v4(false)?;
+    sys::set_do_not_fragment(socket.as_fd())?;
+    socket.set_nonblocking(true)?;
+    // Nobody reads it: what the filter leaves to the kernel shall not pile up. The kernel's least is 2 KiB.
+    socket.set_recv_buffer_size(0)?;
+    let socket = UdpSocket::from(socket);
+    let port = socket.local_addr()?.port();
+    Ok((socket, SocketAddrV4::new(interface.address, port)))
+}
+
+/// Attaches the filter; returns the mode, and why it is not driver mode if that was tried.
+pub(super) fn attach(filter: &mut Filter, interface: &Interface, wanted: Attach) -> io::Result<(Mode, Option<String>)> {
+    let on = seqcast_bpf::Interface {
+        name: &interface.name,
+        index: interface.index,
+        mtu: interface.mtu,
+    };
+    let refused = match wanted {
+        Attach::Generic => None,
+        Attach::Driver | Attach::Auto => match filter.attach(&on, Mode::Driver) {
+            Ok(()) => return Ok((Mode::Driver, None)),
+            Err(seqcast_bpf::Error::DriverMode { source, .. }) if wanted == Attach::Auto => {
+                Some(format!("driver mode refused: {source}"))
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    filter.attach(&on, Mode::Generic)?;
+    Ok((Mode::Generic, refused))
+}
+
+/// Binds all queues in one mode; returns them, and why it is not zero-copy if that was tried.
+pub(super) fn bind(config: &XdpConfig, mode: Mode) -> io::Result<(Vec<Queue>, Option<String>)> {
+    let refused = match config.bind {
+        Bind::Auto if mode == Mode::Driver => match bind_all(config, true) {
+            Ok(queues) => return Ok((queues, None)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EPERM | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM) => return Err(explain(config, error)),
+                _ => Some(format!("zero-copy refused: {error}")),
+            },
+        },
+        Bind::Auto | Bind::Copy => None,
+        Bind::ZeroCopy => return Ok((bind_all(config, true).map_err(|error| explain(config, error))?, None)),
+    };
+    Ok((
+        bind_all(config, false).map_err(|error| explain(config, error))?,
+        refused,
+    ))
+}
+
+fn bind_all(config: &XdpConfig, zero_copy: bool) -> io::Result<Vec<Queue>> {
+    let give_up = Instant::now() + BUSY_FOR;
+    let mut queues = Vec::with_capacity(config.queues.len());
+    for (i, &id) in config.queues.iter().enumerate() {
+        let queue = loop {
+            match Queue::open(config, id, i == 0, zero_copy) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < give_up => {
+                    thread::sleep(BUSY_RETRY);
+                }
+                other => break other?,
+            }
+        };
+        if queue.is_zero_copy() != zero_copy {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        queues.push(queue);
+    }
+    Ok(queues)
+}
+
+/// Says what a refused bind means and what helps.
+fn explain(config: &XdpConfig, error: io::Error) -> io::Error {
+    let interface = &config.interface;
+    let (kind, remedy) = match error.raw_os_error() {
+        Some(libc::EPERM) => (
+            io::ErrorKind::PermissionDenied,
+            "needs CAP_NET_RAW; run as root, or `setcap cap_bpf,cap_net_admin,cap_net_raw+ep PROGRAM`".into(),
+        ),
+        Some(libc::EBUSY) => (
+            io::ErrorKind::ResourceBusy,
+            format!(
+                "one of its queues {:?} belongs to another AF_XDP socket; stop that program",
+                config.queues
+            ),
+        ),
+        Some(libc::ENOBUFS | libc::ENOMEM) => (
+            io::ErrorKind::OutOfMemory,
+            format!(
+                "no memory for {} frames of {} bytes per queue; raise the locked-memory limit (`ulimit -l unlimited`, \
+                 LimitMEMLOCK=infinity), grant cap_ipc_lock, or lower frames",
+                config.frames, config.frame_size
+            ),
+        ),
+        Some(libc::EOPNOTSUPP | libc::EINVAL) if config.bind == Bind::ZeroCopy => (
+            io::ErrorKind::Unsupported,
+            "no zero-copy with this driver and these settings; use bind = auto or copy".into(),
+        ),
+        _ => (error.kind(), "see the kernel's log (`dmesg`)".into()),
+    };
+    io::Error::new(
+        kind,
+        format!("cannot bind AF_XDP sockets to {interface}: {error}: {remedy}"),
+    )
+}
+
+/// The modes in force, and why they are not better ones.
+pub(super) fn describe(name: &str, mode: Mode, queues: &[Queue], refused: &[Option<String>]) -> String {
+    let copy = if queues.iter().all(Queue::is_zero_copy) {
+        "zero-copy"
+    } else {
+        "copy"
+    };
+    let ids: Vec<String> = queues.iter().map(|queue| queue.id().to_string()).collect();
+    let plural = if ids.len() == 1 { "" } else { "s" };
+    let refused: Vec<&str> = refused.iter().flatten().map(String::as_str).collect();
+    let why = if refused.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", refused.join("; "))
+    };
+    format!("xdp {mode} {copy} queue{plural} {} of {name}{why}", ids.join(","))
+}

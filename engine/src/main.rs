@@ -1,0 +1,125 @@
+//! `seqcast-engine`: one process per NIC that runs servers, clients and archives.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use seqcast_engine::config::{Config, LinkKind};
+use seqcast_engine::link::Link;
+use seqcast_engine::node::{Node, StopRequests};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+mod open;
+
+/// The Seqcast engine: reliable multicast over AF_XDP or kernel sockets.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the servers, clients and archives of a configuration until they end.
+    ///
+    /// SIGTERM and SIGINT end it in order: sources are drained, the end is announced, last
+    /// acknowledgements are awaited, logs are synced. A second signal leaves at once.
+    Run {
+        /// The configuration file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Read a configuration and say what is wrong with it.
+    Check {
+        /// The configuration file (TOML).
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { config } => Config::read(&config).map_err(Into::into).and_then(|c| run(&c)),
+        Command::Check { config } => Config::read(&config)
+            .map_err(Into::into)
+            .map(|_| println!("{}: good", config.display())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("seqcast-engine: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: &Config) -> Result<()> {
+    let stop: StopRequests = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGTERM, SIGINT] {
+        let stop = Arc::clone(&stop);
+        // SAFETY: the handler only adds to an atomic, which is async-signal-safe.
+        unsafe {
+            signal_hook::low_level::register(signal, move || {
+                stop.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            })
+        }
+        .context("cannot handle signals")?;
+    }
+    match config.engine.link {
+        LinkKind::Udp => start(config, open::udp(config)?, open::udp_may_hold(config), stop),
+        #[cfg(feature = "xdp")]
+        LinkKind::Xdp => start(config, open::xdp(config)?, open::xdp_may_hold(config), stop),
+        #[cfg(feature = "xdp")]
+        LinkKind::Auto => match open::xdp(config) {
+            Ok(link) => start(config, link, open::xdp_may_hold(config), stop),
+            Err(why) => {
+                eprintln!(
+                    "{}: AF_XDP does not work here, using kernel sockets: {why:#}",
+                    config.engine.name
+                );
+                start(config, open::udp(config)?, open::udp_may_hold(config), stop)
+            }
+        },
+        #[cfg(not(feature = "xdp"))]
+        LinkKind::Xdp => bail!(
+            "[engine] link = \"xdp\": this binary was built without AF_XDP; build it with the default features, or use link = \"udp\""
+        ),
+        #[cfg(not(feature = "xdp"))]
+        LinkKind::Auto => start(config, open::udp(config)?, open::udp_may_hold(config), stop),
+    }
+}
+
+fn start<L: Link>(config: &Config, link: L, may_hold: u32, stop: StopRequests) -> Result<()> {
+    let node = Node::open(config, link, may_hold, stop)?;
+    // Helper threads have been started and keep the affinity of the process; only this one is pinned.
+    if let Some(core) = config.engine.core {
+        pin(core)?;
+    }
+    eprintln!("ready {} mode={}", config.engine.name, node.mode());
+    let report = node.run()?;
+    if let Some(path) = &config.engine.report {
+        report
+            .write(path)
+            .with_context(|| format!("cannot write the report {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn pin(core: usize) -> Result<()> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let Some(id) = cores.iter().find(|c| c.id == core) else {
+        let known: Vec<String> = cores.iter().map(|c| c.id.to_string()).collect();
+        bail!(
+            "[engine] core = {core} is not there; this process may use cores {}",
+            known.join(", ")
+        );
+    };
+    if !core_affinity::set_for_current(*id) {
+        bail!("[engine] core = {core}: the kernel refuses to pin the engine to it");
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! One engine on one core: the duty cycle that joins link, protocol, logs and feeds.
+//!
+//! A turn reads the clock once, takes a batch of frames from the link, hands each to the parts
+//! that play a role in its stream, lets every part do what is due, and gives the link what they
+//! sent. Nothing in a turn waits; when a turn finds nothing to do, the idle strategy decides.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use seqcast_proto::time::{Nanos, Now};
+use seqcast_proto::wire::{Kind, peek};
+use seqcast_ring::Doorbell;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::link::{Datagram, Link};
+use crate::report::{CycleReport, Report};
+
+mod idle;
+mod outbox;
+mod roles;
+mod store;
+
+use idle::{IdleState, Rest};
+use outbox::{Frame, Local, Out};
+use roles::{Publish, Record, Setting, Subscribe};
+
+/// Frames taken from the link in one turn.
+const RECEIVE_BATCH: usize = 64;
+
+/// How often an engine was asked to stop: once drains and closes, twice leaves at once.
+pub type StopRequests = Arc<AtomicUsize>;
+
+/// A running engine.
+pub struct Node<L: Link> {
+    name: String,
+    link: L,
+    own: SocketAddrV4,
+    local: Local,
+    bell: Arc<Doorbell>,
+    clock: Clock,
+    idle: IdleState,
+    publish: Vec<Publish>,
+    subscribe: Vec<Subscribe<L::Frame>>,
+    record: Vec<Record>,
+    inbox: Vec<Datagram<L::Frame>>,
+    stop: StopRequests,
+    stopping: bool,
+    cycle: CycleReport,
+}
+
+impl<L: Link> Node<L> {
+    /// Joins the groups and opens logs, sources and sinks. `may_hold` is how many received frames
+    /// the link can spare at once.
+    ///
+    /// # Errors
+    /// Names the part of the configuration that cannot be opened, and why.
+    pub fn open(config: &Config, mut link: L, may_hold: u32, stop: StopRequests) -> Result<Node<L>> {
+        let mut clock = Clock::start();
+        let bell = Arc::new(Doorbell::new().context("cannot make an event descriptor")?);
+        let own = link.local();
+        let subscriptions = config.subscribe.len().max(1) as u32;
+        let setting = Setting {
+            name: &config.engine.name,
+            local: own,
+            max_frame: link.max_payload(),
+            may_hold: (may_hold / subscriptions).max(1),
+            bell: Arc::clone(&bell),
+            origin: random(),
+            now: clock.now(),
+        };
+        let record = config
+            .archive
+            .iter()
+            .map(|c| Record::open(c, &setting))
+            .collect::<Result<Vec<_>>>()?;
+        let subscribe = config
+            .subscribe
+            .iter()
+            .map(|c| Subscribe::open(c, &setting))
+            .collect::<Result<Vec<_>>>()?;
+        let mut groups: Vec<SocketAddrV4> = record.iter().map(Record::group).collect();
+        groups.extend(subscribe.iter().map(Subscribe::group));
+        groups.sort_unstable();
+        groups.dedup();
+        for group in &groups {
+            link.join(*group).with_context(|| format!("cannot join {group}"))?;
+        }
+        let publish = config
+            .publish
+            .iter()
+            .map(|c| Publish::open(c, &setting))
+            .collect::<Result<Vec<_>>>()?;
+        groups.retain(|g| publish.iter().any(|p| p.group() == *g));
+        Ok(Node {
+            name: config.engine.name.clone(),
+            own,
+            local: Local::new(groups, link.max_payload()),
+            link,
+            bell,
+            clock,
+            idle: IdleState::new(config.engine.idle, config.engine.core.is_some()),
+            publish,
+            subscribe,
+            record,
+            inbox: Vec::with_capacity(RECEIVE_BATCH),
+            stop,
+            stopping: false,
+            cycle: CycleReport::default(),
+        })
+    }
+
+    /// What the link really is.
+    pub fn mode(&self) -> String {
+        self.link.mode()
+    }
+
+    /// Runs until everything that was asked for is done, or the engine is told to stop, and closes
+    /// all in order.
+    ///
+    /// # Errors
+    /// When the link, a log, a source or a sink fails. What can be closed in order is closed.
+    pub fn run(mut self) -> Result<Report> {
+        let result = self.cycle();
+        self.close(result)
+    }
+
+    fn cycle(&mut self) -> Result<()> {
+        let mut due = 0;
+        loop {
+            let now = self.clock.now();
+            let received = self.receive(now)?;
+            let mut work = received;
+            if work > 0 || now.mono >= due || self.publish.iter_mut().any(|p| p.has_messages(now)) {
+                let (sent, next) = self.turns(now);
+                work += usize::try_from(sent).unwrap_or(usize::MAX);
+                due = next;
+            }
+            self.link.flush().context("the link failed to send")?;
+            self.cycle.turns += 1;
+            if work > 0 || !self.local.is_empty() {
+                self.cycle.busy += 1;
+                self.idle.worked();
+                continue;
+            }
+            if self.look_around(now)? {
+                return Ok(());
+            }
+            match self.idle.rest() {
+                Rest::Spin => std::hint::spin_loop(),
+                Rest::Yield => std::thread::yield_now(),
+                Rest::Sleep => self.sleep(now, due)?,
+            }
+        }
+    }
+
+    /// Takes a batch of frames and hands each to the parts that play a role in its stream.
+    fn receive(&mut self, now: Now) -> Result<usize> {
+        let inbox = &mut self.inbox;
+        let received = self
+            .link
+            .receive(RECEIVE_BATCH, |datagram| inbox.push(datagram))
+            .context("the link failed to receive")?;
+        let mut inbox = std::mem::take(&mut self.inbox);
+        for Datagram { from, frame, .. } in inbox.drain(..) {
+            self.dispatch(now, from, Frame::Link(frame));
+        }
+        self.inbox = inbox;
+        while let Some((_, frame)) = self.local.next() {
+            self.dispatch(now, self.own, Frame::Local(frame));
+        }
+        Ok(received)
+    }
+
+    #[inline]
+    fn dispatch(&mut self, now: Now, from: SocketAddrV4, frame: Frame<L::Frame>) {
+        let bytes = frame.as_ref();
+        let Some((stream, kind)) = peek(bytes) else {
+            self.cycle.strangers += 1;
+            return;
+        };
+        let mut out = Out {
+            link: &mut self.link,
+            local: &mut self.local,
+            own: self.own,
+        };
+        let mut known = false;
+        for record in self.record.iter_mut().filter(|r| r.stream() == stream) {
+            known = true;
+            record.on_frame(now, from, bytes, &mut out);
+        }
+        match kind {
+            Kind::Ack | Kind::Nak => {
+                for publish in self.publish.iter_mut().filter(|p| p.stream() == stream) {
+                    known = true;
+                    publish.on_frame(now, from, bytes, &mut out);
+                }
+            }
+            Kind::Data | Kind::Heartbeat | Kind::Repair | Kind::Unavailable | Kind::End => {
+                if let Some(subscribe) = self.subscribe.iter_mut().find(|s| s.stream() == stream) {
+                    known = true;
+                    subscribe.on_frame(now, from, frame);
+                }
+            }
+        }
+        self.cycle.strangers += u64::from(!known);
+    }
+
+    /// Lets every part do what is due: how many messages were sent, and when something is due next.
+    fn turns(&mut self, now: Now) -> (u64, Nanos) {
+        let mut out = Out {
+            link: &mut self.link,
+            local: &mut self.local,
+            own: self.own,
+        };
+        let mut sent = 0;
+        let mut due = Nanos::MAX;
+        for publish in &mut self.publish {
+            let (messages, next) = publish.turn(now, &mut out);
+            sent += messages;
+            due = due.min(next);
+        }
+        for record in &mut self.record {
+            due = due.min(record.turn(now, &mut out));
+        }
+        for subscribe in &mut self.subscribe {
+            due = due.min(subscribe.turn(now, &mut out));
+        }
+        (sent, due)
+    }
+
+    /// What needs no look in every turn: ended sources, failed sinks, requests to stop. Says
+    /// whether the engine is done.
+    fn look_around(&mut self, now: Now) -> Result<bool> {
+        let requests = self.stop.load(Ordering::Relaxed);
+        self.stopping |= requests > 0;
+        for publish in &mut self.publish {
+            publish.check_source(now, self.stopping)?;
+            if self.stopping {
+                publish.stop(now);
+            }
+            if publish.has_failed() {
+                bail!(
+                    "[[publish]] {}: the server's log has failed, see above",
+                    publish.group()
+                );
+            }
+        }
+        if let Some(failed) = self.subscribe.iter().find(|s| s.has_failed()) {
+            // Closing says what happened.
+            bail!("[[subscribe]] {}: the sink has failed", failed.group());
+        }
+        if requests > 1 {
+            return Ok(true);
+        }
+        let published = self.publish.iter().all(|p| p.finished(now));
+        let received = self.stopping || self.subscribe.iter().all(Subscribe::finished);
+        let recorded = self.stopping || self.record.iter().all(Record::finished);
+        Ok(published && received && recorded)
+    }
+
+    fn sleep(&mut self, now: Now, due: Nanos) -> Result<()> {
+        self.bell.arm();
+        let waiting = self.publish.iter_mut().any(|p| p.has_messages(now));
+        let pause = Duration::from_nanos(due.saturating_sub(now.mono)).min(idle::LONGEST);
+        if !waiting && !pause.is_zero() {
+            self.cycle.sleeps += 1;
+            self.link
+                .wait(self.bell.fd(), pause)
+                .context("the link failed to wait")?;
+        }
+        self.bell.disarm();
+        Ok(())
+    }
+
+    /// Closes everything in order, whatever happened before.
+    fn close(mut self, mut result: Result<()>) -> Result<Report> {
+        let now = self.clock.now();
+        for record in &mut self.record {
+            let mut out = Out {
+                link: &mut self.link,
+                local: &mut self.local,
+                own: self.own,
+            };
+            let said = record.say_goodbye(now, &mut out);
+            result = result.and(said);
+        }
+        // The last acknowledgements; when the link has failed there is nobody to tell.
+        let _ = self.link.flush();
+        self.cycle.local_dropped = self.local.dropped;
+        let report = Report {
+            name: self.name,
+            mode: self.link.mode(),
+            link: self.link.stats(),
+            cycle: self.cycle,
+            subscriptions: self.subscribe.iter().map(Subscribe::report).collect(),
+            publications: self.publish.iter().map(Publish::report).collect(),
+            archives: self.record.iter().map(Record::report).collect(),
+        };
+        for subscribe in self.subscribe {
+            // The sink's own error says more than that it has failed.
+            let closed = subscribe.close();
+            result = if closed.is_err() { closed } else { result };
+        }
+        for publish in self.publish {
+            result = result.and(publish.close());
+        }
+        for record in self.record {
+            result = result.and(record.close());
+        }
+        result.map(|()| report)
+    }
+}
+
+/// A number that other runs do not have; not 0.
+fn random() -> u32 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    // The standard library's hasher is seeded by the system for each process.
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    (hasher.finish() as u32).max(1)
+}

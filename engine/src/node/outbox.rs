@@ -1,0 +1,139 @@
+//! Where the parts of one engine put their frames: the link, and each other.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+use std::rc::Rc;
+
+use seqcast_proto::io::Outbox;
+
+use crate::link::Link;
+
+/// Frames in flight between parts of the same engine, at most.
+const LOCAL_FRAMES: usize = 1024;
+
+/// A frame that an engine's part received, from the link or from another part.
+pub(super) enum Frame<F> {
+    /// It came over the link and lies in the link's memory.
+    Link(F),
+    /// It came from a part of this engine.
+    Local(LocalFrame),
+}
+
+impl<F: AsRef<[u8]>> AsRef<[u8]> for Frame<F> {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Frame::Link(frame) => frame.as_ref(),
+            Frame::Local(frame) => &frame.bytes[..frame.len],
+        }
+    }
+}
+
+type Buffers = Rc<RefCell<Vec<Box<[u8]>>>>;
+
+/// A frame in the engine's own memory; dropping it gives the memory back.
+pub(super) struct LocalFrame {
+    bytes: Box<[u8]>,
+    len: usize,
+    free: Buffers,
+}
+
+impl Drop for LocalFrame {
+    fn drop(&mut self) {
+        self.free.borrow_mut().push(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Frames between parts of one engine. A NIC does not hear itself: what a server multicasts must
+/// reach the client and the archive in its own engine this way.
+pub(super) struct Local {
+    /// Groups that a part of this engine both sends to and receives from.
+    groups: Vec<SocketAddrV4>,
+    free: Buffers,
+    waiting: VecDeque<(SocketAddrV4, LocalFrame)>,
+    /// Frames for which no buffer was free.
+    pub(super) dropped: u64,
+}
+
+impl Local {
+    /// For these groups, with frames of `max` bytes. Takes no memory when there are none.
+    pub(super) fn new(groups: Vec<SocketAddrV4>, max: usize) -> Local {
+        let count = if groups.is_empty() { 0 } else { LOCAL_FRAMES };
+        let buffers = (0..count).map(|_| vec![0; max].into_boxed_slice()).collect();
+        Local {
+            groups,
+            free: Rc::new(RefCell::new(buffers)),
+            waiting: VecDeque::with_capacity(count),
+            dropped: 0,
+        }
+    }
+
+    /// The next frame that a part has sent to this engine itself, and to which address.
+    pub(super) fn next(&mut self) -> Option<(SocketAddrV4, LocalFrame)> {
+        self.waiting.pop_front()
+    }
+
+    /// Whether frames wait.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn buffer(&mut self) -> Option<LocalFrame> {
+        let bytes = self.free.borrow_mut().pop();
+        self.dropped += u64::from(bytes.is_none());
+        Some(LocalFrame {
+            bytes: bytes?,
+            len: 0,
+            free: Rc::clone(&self.free),
+        })
+    }
+
+    fn copy(&mut self, to: SocketAddrV4, frame: &[u8]) {
+        if let Some(mut local) = self.buffer() {
+            local.bytes[..frame.len()].copy_from_slice(frame);
+            local.len = frame.len();
+            self.waiting.push_back((to, local));
+        }
+    }
+}
+
+/// The outbox of one turn.
+pub(super) struct Out<'a, L> {
+    /// The link.
+    pub(super) link: &'a mut L,
+    /// The way to the engine's own parts.
+    pub(super) local: &'a mut Local,
+    /// The link's own address.
+    pub(super) own: SocketAddrV4,
+}
+
+impl<L: Link> Outbox for Out<'_, L> {
+    fn send(&mut self, to: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        if to == self.own {
+            let Some(mut frame) = self.local.buffer() else {
+                return false;
+            };
+            frame.len = build(&mut frame.bytes);
+            if frame.len > 0 {
+                self.local.waiting.push_back((to, frame));
+            }
+            return true;
+        }
+        if !self.local.groups.contains(&to) {
+            return self.link.send(to, build);
+        }
+        let local = &mut *self.local;
+        self.link.send(to, |buf| {
+            let len = build(buf);
+            if len > 0 {
+                local.copy(to, &buf[..len]);
+            }
+            len
+        })
+    }
+
+    fn max_frame(&self) -> usize {
+        self.link.max_payload()
+    }
+}

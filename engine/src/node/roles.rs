@@ -1,0 +1,542 @@
+//! The parts that an engine plays: the protocol's state machines joined to logs and feeds.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use seqcast_archive::{Options, SyncPolicy};
+use seqcast_proto::archiver::{Archiver, ArchiverConfig};
+use seqcast_proto::client::{Client, ClientConfig, Start};
+use seqcast_proto::gaps::GapConfig;
+use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_proto::seq::{Seq, Session, Stream};
+use seqcast_proto::server::{Blocked, Server, ServerConfig, Source as MessageSource};
+use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
+use seqcast_proto::wire::{Message, max_message};
+use seqcast_ring::{Consumer, Doorbell};
+
+use super::outbox::{Frame, Out};
+use super::store::{Recorder, Retention};
+use crate::config::{self, Ack, AtEnd, From as StartAt};
+use crate::feed::sink::Sink;
+use crate::feed::source::Source;
+use crate::link::Link;
+use crate::report::{ArchiveReport, Latency, PublicationReport, SubscriptionReport};
+use crate::stream_id;
+
+/// DATA frames that one server sends in a turn.
+const PUBLISH_BUDGET: usize = 64;
+/// REPAIR frames that one server or archive sends in a turn.
+const REPAIR_BUDGET: usize = 64;
+
+/// What every part is started with.
+pub(super) struct Setting<'a> {
+    /// Name of the engine, for messages.
+    pub(super) name: &'a str,
+    /// The link's own address.
+    pub(super) local: SocketAddrV4,
+    /// The link's largest frame.
+    pub(super) max_frame: usize,
+    /// Received frames that the link can spare.
+    pub(super) may_hold: u32,
+    /// Wakes the engine.
+    pub(super) bell: Arc<Doorbell>,
+    /// A random number for this run.
+    pub(super) origin: u32,
+    /// The start.
+    pub(super) now: Now,
+}
+
+/// A stream that is published.
+pub(super) struct Publish {
+    group: SocketAddrV4,
+    stream: Stream,
+    name: String,
+    server: Server,
+    store: Retention,
+    source: Option<Source>,
+    at_end: AtEnd,
+    /// Nothing can be sent before this time.
+    retry_at: Nanos,
+    resumed_at: u64,
+    held_back: u64,
+    failed: bool,
+}
+
+/// A lane as the server's source of messages.
+struct Lane<'a>(&'a mut Consumer);
+
+impl MessageSource for Lane<'_> {
+    #[inline]
+    fn peek(&mut self) -> Option<Message<'_>> {
+        let entry = self.0.peek()?;
+        // The tag is the length of the subject in front of the payload.
+        let (subject, payload) = entry.bytes.split_at_checked(entry.tag as usize)?;
+        Some(Message { subject, payload })
+    }
+
+    #[inline]
+    fn advance(&mut self) {
+        self.0.advance();
+    }
+}
+
+impl Publish {
+    /// Opens the server's log, a new session, and the source.
+    pub(super) fn open(config: &config::Publish, with: &Setting<'_>) -> Result<Publish> {
+        let stream = stream_id(config.stream, config.id);
+        let what = || format!("[[publish]] {}", config.stream);
+        let mut store = Retention::open(
+            config.state.as_deref(),
+            stream,
+            with.origin,
+            config.retain.0,
+            config.archives == 0,
+        )
+        .with_context(what)?;
+        let inherited = store.inherited();
+        let resumed_at = if config.source.resume && config.source.file.is_some() {
+            store.taken()
+        } else {
+            0
+        };
+        if resumed_at > 0 {
+            eprintln!(
+                "{}: an earlier run published {resumed_at} messages of {}; going on behind them",
+                with.name, config.stream
+            );
+        }
+        // Without a state directory nothing tells this run's session from one of the same second
+        // but the second itself: the run sends only when that is over.
+        let second = u32::try_from(with.now.wall / SECONDS).unwrap_or(u32::MAX);
+        let newest = inherited.last().map_or(0, |i| i.session.0);
+        let session = Session(second.max(newest.saturating_add(1)));
+        let wait = match config.state {
+            Some(_) => 0,
+            None => ((Nanos::from(second) + 1) * SECONDS).saturating_sub(with.now.wall),
+        };
+        let server_config = ServerConfig {
+            archives: config.archives,
+            heartbeat_min: config.heartbeat_min_ms * MILLIS,
+            heartbeat_max: config.heartbeat_max_ms * MILLIS,
+            range_end: config.range_end.map_or(Seq::LAST, |n| Seq(n).min(Seq::LAST)),
+            linger: config.linger_ms * MILLIS,
+            linger_max: config.linger_max_ms * MILLIS,
+            ..ServerConfig::new(stream, config.stream, with.local, with.origin)
+        };
+        let server = Server::open(server_config, session, &inherited, with.now.mono, &mut store)
+            .map_err(|_| anyhow::anyhow!("cannot open session {session}"))
+            .with_context(what)?;
+        let source = Source::start(
+            &config.source,
+            resumed_at,
+            max_message(with.max_frame),
+            Arc::clone(&with.bell),
+        )
+        .with_context(what)?;
+        Ok(Publish {
+            group: config.stream,
+            stream,
+            name: with.name.into(),
+            server,
+            store,
+            source: Some(source),
+            at_end: config.source.at_end,
+            retry_at: with.now.mono + wait,
+            resumed_at,
+            held_back: 0,
+            failed: false,
+        })
+    }
+
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    pub(super) fn group(&self) -> SocketAddrV4 {
+        self.group
+    }
+
+    pub(super) fn on_frame<L: Link>(&mut self, now: Now, from: SocketAddrV4, bytes: &[u8], out: &mut Out<'_, L>) {
+        self.server.on_frame(now, from, bytes, &mut self.store, out);
+    }
+
+    /// Whether messages wait that could be sent.
+    pub(super) fn has_messages(&mut self, now: Now) -> bool {
+        now.mono >= self.retry_at && self.source.as_mut().is_some_and(|s| s.lane.peek().is_some())
+    }
+
+    /// One turn: how many messages were sent, and when the next turn is due.
+    pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> (u64, Nanos) {
+        let mut sent = 0;
+        if let Some(source) = self.source.as_mut().filter(|_| now.mono >= self.retry_at) {
+            let blocked;
+            (sent, blocked) =
+                self.server
+                    .publish(now, PUBLISH_BUDGET, &mut Lane(&mut source.lane), &mut self.store, out);
+            if sent > 0 {
+                source.lane.flush();
+                source.room.ring();
+            }
+            match blocked {
+                None | Some(Blocked::Closed) => {}
+                // The link is flushed after each turn.
+                Some(Blocked::NoBuffer) => {}
+                Some(Blocked::Unacknowledged) => {
+                    self.held_back += 1;
+                    self.retry_at = now.mono + MILLIS;
+                }
+                Some(Blocked::StoreFailed) => self.failed = true,
+            }
+        }
+        let due = self.server.poll(now, REPAIR_BUDGET, &mut self.store, out);
+        let retry = if self.retry_at > now.mono {
+            self.retry_at
+        } else {
+            Nanos::MAX
+        };
+        (sent, due.min(retry))
+    }
+
+    /// Looks whether the source has ended.
+    pub(super) fn check_source(&mut self, now: Now, stopping: bool) -> Result<()> {
+        let Some(source) = &self.source else { return Ok(()) };
+        if stopping {
+            source.stop();
+        }
+        if !source.is_finished() || self.server.is_stuck() {
+            return Ok(());
+        }
+        let Some(source) = self.source.take() else {
+            return Ok(());
+        };
+        let result = source.join();
+        if stopping || self.at_end == AtEnd::Close || result.is_err() {
+            // What was read is sent; the end is announced even when the source broke off.
+            let _ = self.server.close(now, &mut self.store);
+        }
+        result
+            .map(|_| ())
+            .with_context(|| format!("[[publish]] {}", self.group))
+    }
+
+    /// Ends the stream if it has no source any more.
+    pub(super) fn stop(&mut self, now: Now) {
+        if self.source.is_none() {
+            let _ = self.server.close(now, &mut self.store);
+        }
+    }
+
+    /// Whether the server may leave.
+    pub(super) fn finished(&self, now: Now) -> bool {
+        self.server.finished(now.mono)
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    pub(super) fn report(&self) -> PublicationReport {
+        let stats = self.server.stats();
+        let (session, next) = self.server.position();
+        let unacknowledged = self.server.unacknowledged();
+        PublicationReport {
+            stream: self.group.to_string(),
+            session: session.0,
+            messages: stats.messages,
+            bytes: stats.bytes,
+            frames: stats.frames,
+            acknowledged: stats
+                .messages
+                .min(u64::from(next.prev().0))
+                .saturating_sub(unacknowledged),
+            unacknowledged,
+            repaired: stats.repairs.repaired,
+            naks: stats.repairs.naks,
+            acks: stats.acks,
+            held_back: self.held_back,
+            oversize: stats.oversize,
+            resumed_at: self.resumed_at,
+        }
+    }
+
+    /// Writes the log to disk. What is not acknowledged stays there for the next run.
+    pub(super) fn close(self) -> Result<()> {
+        if let Some(source) = self.source {
+            source.stop();
+        }
+        if self.server.unacknowledged() > 0 {
+            eprintln!(
+                "{}: {} messages of {} are not acknowledged; they are kept for the next run if `state` is set",
+                self.name,
+                self.server.unacknowledged(),
+                self.group,
+            );
+        }
+        self.store
+            .close()
+            .with_context(|| format!("[[publish]] {}", self.group))
+    }
+}
+
+/// A stream that is received.
+pub(super) struct Subscribe<F> {
+    group: SocketAddrV4,
+    stream: Stream,
+    client: Client<Frame<F>>,
+    app: Outlet,
+    exit_at_end: bool,
+}
+
+/// Where a client's messages go, and what is measured on the way.
+struct Outlet {
+    name: String,
+    group: SocketAddrV4,
+    sink: Sink,
+    now: Now,
+    bytes: u64,
+    live: Histogram<u64>,
+    repaired: Histogram<u64>,
+    sessions_ended: u64,
+}
+
+/// Latencies above a minute count as one.
+const LONGEST_LATENCY: Nanos = 60 * SECONDS;
+
+fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, LONGEST_LATENCY, 3).context("latency histogram")
+}
+
+impl Application for Outlet {
+    fn deliver(&mut self, delivery: &Delivery<'_>) -> bool {
+        if !self.sink.put(delivery) {
+            return false;
+        }
+        let messages = delivery.block.messages();
+        self.bytes += messages.map(|(_, m)| m.payload.len() as u64).sum::<u64>();
+        let latency = self.now.wall.saturating_sub(delivery.time).clamp(1, LONGEST_LATENCY);
+        let live = delivery.path == Path::Live && !delivery.waited;
+        let histogram = if live { &mut self.live } else { &mut self.repaired };
+        histogram.saturating_record_n(latency, u64::from(delivery.block.count()));
+        true
+    }
+
+    fn event(&mut self, event: Event) {
+        // Gaps are counted; the rest is rare and of interest to an operator.
+        let text = match event {
+            Event::Gap { .. } => return,
+            Event::Joined { session, next } => format!("joined session {session} at message {next}"),
+            Event::Lost { session, range } => format!("LOST messages {range} of session {session}: nobody has them"),
+            Event::SessionEnded { session, end } => {
+                self.sessions_ended += 1;
+                format!("session {session} ended with message {}", end.last)
+            }
+            Event::SessionStarted { session } => format!("session {session} began"),
+            Event::TailUnknown { session, from } => {
+                format!("session {session} was cut off; nobody knows whether it had messages from {from} on")
+            }
+            Event::DuplicateServer { session, from } => format!(
+                "a SECOND SERVER at {from} uses session {session} of this stream; its frames are refused: stop one of the two"
+            ),
+            Event::Silent => "the server is silent".into(),
+            Event::Heard => "the server is heard again".into(),
+        };
+        eprintln!("{}: {}: {text}", self.name, self.group);
+    }
+}
+
+impl<F: AsRef<[u8]>> Subscribe<F> {
+    /// Opens the sink.
+    pub(super) fn open(config: &config::Subscribe, with: &Setting<'_>) -> Result<Subscribe<F>> {
+        let stream = stream_id(config.stream, config.id);
+        let sink = Sink::start(&config.sink, Arc::clone(&with.bell))
+            .with_context(|| format!("[[subscribe]] {}", config.stream))?;
+        let defaults = ClientConfig::new(stream, with.origin);
+        let client = ClientConfig {
+            start: match config.from {
+                StartAt::Now => Start::Now,
+                StartAt::Session => Start::Session,
+            },
+            window: config.window,
+            hold_frames: with.may_hold,
+            gaps: GapConfig {
+                reorder: config.reorder_us * MICROS,
+                backoff: config.backoff_us * MICROS,
+                give_up: config.give_up_ms * MILLIS,
+                ..defaults.gaps
+            },
+            ..defaults
+        };
+        Ok(Subscribe {
+            group: config.stream,
+            stream,
+            client: Client::new(client, with.now.mono),
+            app: Outlet {
+                name: with.name.into(),
+                group: config.stream,
+                sink,
+                now: with.now,
+                bytes: 0,
+                live: histogram()?,
+                repaired: histogram()?,
+                sessions_ended: 0,
+            },
+            exit_at_end: config.exit_at_end,
+        })
+    }
+
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    pub(super) fn group(&self) -> SocketAddrV4 {
+        self.group
+    }
+
+    pub(super) fn on_frame(&mut self, now: Now, from: SocketAddrV4, frame: Frame<F>) {
+        self.app.now = now;
+        self.client.on_frame(now, from, frame, &mut self.app);
+    }
+
+    /// One turn: when the next one is due.
+    pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
+        self.app.now = now;
+        let due = self.client.poll(now, &mut self.app, out);
+        self.app.sink.ring();
+        due
+    }
+
+    /// Whether the stream has ended, everything is delivered, and that is what was asked for.
+    pub(super) fn finished(&self) -> bool {
+        self.exit_at_end && self.client.ended()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.app.sink.has_failed()
+    }
+
+    pub(super) fn report(&self) -> SubscriptionReport {
+        let stats = self.client.stats();
+        SubscriptionReport {
+            stream: self.group.to_string(),
+            session: self.client.position().map_or(0, |(s, _)| s.0),
+            messages: stats.delivered,
+            bytes: self.app.bytes,
+            gaps: stats.gaps,
+            repaired_archive: stats.repaired_archive,
+            repaired_server: stats.repaired_server,
+            lost: stats.lost,
+            duplicates: stats.duplicates,
+            naks: stats.naks,
+            overruns: stats.overruns,
+            refused: stats.refused,
+            foreign: stats.foreign,
+            round_trip_ns: stats.round_trip,
+            sessions_ended: self.app.sessions_ended,
+            latency_live_ns: Latency::of(&self.app.live),
+            latency_repaired_ns: Latency::of(&self.app.repaired),
+        }
+    }
+
+    /// Lets the sink write everything.
+    pub(super) fn close(self) -> Result<()> {
+        let group = self.group;
+        self.app.sink.finish().with_context(|| format!("[[subscribe]] {group}"))
+    }
+}
+
+/// A stream that is recorded.
+pub(super) struct Record {
+    group: SocketAddrV4,
+    stream: Stream,
+    archiver: Archiver,
+    store: Recorder,
+    exit_at_end: bool,
+}
+
+impl Record {
+    /// Opens the archive.
+    pub(super) fn open(config: &config::Archive, with: &Setting<'_>) -> Result<Record> {
+        let stream = stream_id(config.stream, config.id);
+        let options = Options {
+            segment_bytes: config.segment.0,
+            sync: match config.sync_ms {
+                0 => SyncPolicy::None,
+                ms => SyncPolicy::EveryMs(ms),
+            },
+            ..Options::default()
+        };
+        let mut store =
+            Recorder::open(&config.dir, stream, options).with_context(|| format!("[[archive]] {}", config.stream))?;
+        let archiver = ArchiverConfig {
+            synced: config.ack == Ack::Synced,
+            ..ArchiverConfig::new(stream, store.identity(), with.local)
+        };
+        Ok(Record {
+            group: config.stream,
+            stream,
+            archiver: Archiver::new(archiver, with.now.mono, &mut store),
+            store,
+            exit_at_end: config.exit_at_end,
+        })
+    }
+
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    pub(super) fn group(&self) -> SocketAddrV4 {
+        self.group
+    }
+
+    pub(super) fn on_frame<L: Link>(&mut self, now: Now, from: SocketAddrV4, bytes: &[u8], out: &mut Out<'_, L>) {
+        self.archiver.on_frame(now, from, bytes, &mut self.store, out);
+    }
+
+    /// One turn: when the next one is due.
+    pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
+        self.archiver.poll(now, REPAIR_BUDGET, &mut self.store, out)
+    }
+
+    /// Whether the stream has ended, all of it is stored, and that is what was asked for.
+    pub(super) fn finished(&self) -> bool {
+        self.exit_at_end && self.archiver.complete()
+    }
+
+    /// Syncs and sends the last acknowledgements.
+    pub(super) fn say_goodbye<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Result<()> {
+        self.store
+            .sync()
+            .with_context(|| format!("[[archive]] {}", self.group))?;
+        self.archiver.close(now, &mut self.store, out);
+        Ok(())
+    }
+
+    pub(super) fn report(&self) -> ArchiveReport {
+        let stats = self.archiver.stats();
+        ArchiveReport {
+            stream: self.group.to_string(),
+            sessions: self.store.session_count(),
+            stored: stats.stored,
+            records: stats.records,
+            repaired: stats.repaired,
+            duplicates: stats.duplicates,
+            gaps: stats.gaps,
+            missing: self.archiver.missing(),
+            lost: stats.lost,
+            full: stats.full,
+            failed: stats.failed,
+            acks: stats.acks,
+            naks_answered: stats.repairs.naks,
+            repairs: stats.repairs.repaired,
+        }
+    }
+
+    /// Closes the archive in order.
+    pub(super) fn close(self) -> Result<()> {
+        self.store
+            .close()
+            .with_context(|| format!("[[archive]] {}", self.group))
+    }
+}

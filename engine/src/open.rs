@@ -1,0 +1,75 @@
+//! Opens links as the configuration says.
+
+use anyhow::{Context, Result};
+use seqcast_engine::config::{self, Config};
+use seqcast_engine::link::Fault;
+use seqcast_engine::link::udp::{UdpConfig, UdpLink};
+#[cfg(feature = "xdp")]
+use seqcast_engine::link::xdp::{Attach, Bind, XdpConfig, XdpLink};
+
+fn fault(fault: config::Fault) -> Fault {
+    Fault {
+        drop_share: fault.drop,
+        burst_at: fault.burst_at,
+        burst_len: fault.burst_len,
+        seed: fault.seed,
+    }
+}
+
+/// Kernel sockets.
+pub(crate) fn udp(config: &Config) -> Result<UdpLink> {
+    let engine = &config.engine;
+    let udp = UdpConfig {
+        interface: engine.interface.clone(),
+        port: engine.port,
+        receive_buffer: engine.udp.receive_buffer,
+        frames: engine.udp.frames,
+        fault: fault(engine.fault),
+        ttl: engine.ttl,
+        mtu: engine.mtu,
+        ..UdpConfig::default()
+    };
+    UdpLink::open(udp).with_context(|| format!("cannot open kernel sockets on {}", engine.interface))
+}
+
+/// Received frames that the kernel link can spare.
+pub(crate) fn udp_may_hold(config: &Config) -> u32 {
+    u32::try_from(config.engine.udp.frames / 2).unwrap_or(u32::MAX)
+}
+
+#[cfg(feature = "xdp")]
+fn xdp_config(config: &Config) -> XdpConfig {
+    let engine = &config.engine;
+    XdpConfig {
+        queues: engine.xdp.queues.clone(),
+        attach: match engine.xdp.attach {
+            config::Attach::Auto => Attach::Auto,
+            config::Attach::Driver => Attach::Driver,
+            config::Attach::Generic => Attach::Generic,
+        },
+        bind: match engine.xdp.bind {
+            config::Bind::Auto => Bind::Auto,
+            config::Bind::Copy => Bind::Copy,
+            config::Bind::Zerocopy => Bind::ZeroCopy,
+        },
+        frame_size: engine.xdp.frame_size,
+        frames: engine.xdp.frames,
+        port: engine.port,
+        ttl: engine.ttl,
+        fault: fault(engine.fault),
+        ..XdpConfig::new(engine.interface.clone())
+    }
+}
+
+/// AF_XDP.
+#[cfg(feature = "xdp")]
+pub(crate) fn xdp(config: &Config) -> Result<XdpLink> {
+    let engine = &config.engine;
+    XdpLink::open(&xdp_config(config)).with_context(|| format!("cannot open AF_XDP on {}", engine.interface))
+}
+
+/// Received frames that the AF_XDP link can spare.
+#[cfg(feature = "xdp")]
+pub(crate) fn xdp_may_hold(config: &Config) -> u32 {
+    xdp_config(config).may_hold()
+}

@@ -1,0 +1,190 @@
+//! What an engine says of itself when it ends.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::link::LinkStats;
+
+/// The final counters, as JSON in the file that `report` names.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The engine's name.
+    pub name: String,
+    /// What the link really is.
+    pub mode: String,
+    /// The link's counters.
+    pub link: LinkStats,
+    /// The duty cycle's counters.
+    pub cycle: CycleReport,
+    /// Streams received.
+    pub subscriptions: Vec<SubscriptionReport>,
+    /// Streams published.
+    pub publications: Vec<PublicationReport>,
+    /// Streams recorded.
+    pub archives: Vec<ArchiveReport>,
+}
+
+/// The duty cycle.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct CycleReport {
+    /// Turns of the cycle.
+    pub turns: u64,
+    /// Turns in which something was done.
+    pub busy: u64,
+    /// Times that the engine slept in the kernel.
+    pub sleeps: u64,
+    /// Frames that could not be handed to a part of the same engine and were repaired later.
+    pub local_dropped: u64,
+    /// Frames of streams that this engine has nothing to do with, or of no stream at all.
+    pub strangers: u64,
+}
+
+/// A stream received.
+#[derive(Clone, Debug, Serialize)]
+pub struct SubscriptionReport {
+    /// Group and port.
+    pub stream: String,
+    /// The last session.
+    pub session: u32,
+    /// Messages delivered.
+    pub messages: u64,
+    /// Their payload bytes.
+    pub bytes: u64,
+    /// Gaps that opened.
+    pub gaps: u64,
+    /// Messages repaired by an archive.
+    pub repaired_archive: u64,
+    /// Messages repaired by the server.
+    pub repaired_server: u64,
+    /// Messages reported as lost.
+    pub lost: u64,
+    /// Messages that came again.
+    pub duplicates: u64,
+    /// NAK frames sent.
+    pub naks: u64,
+    /// Frames dropped because they were too far ahead or nothing could be held.
+    pub overruns: u64,
+    /// Times that the sink had no room.
+    pub refused: u64,
+    /// Frames of a second server under the same identity.
+    pub foreign: u64,
+    /// Smoothed time from a NAK to its repair.
+    pub round_trip_ns: u64,
+    /// Sessions that ended.
+    pub sessions_ended: u64,
+    /// Latency of messages delivered when their frame arrived.
+    pub latency_live_ns: Latency,
+    /// Latency of messages that were repaired or waited for a repair.
+    pub latency_repaired_ns: Latency,
+}
+
+/// A stream published.
+#[derive(Clone, Debug, Serialize)]
+pub struct PublicationReport {
+    /// Group and port.
+    pub stream: String,
+    /// The session.
+    pub session: u32,
+    /// Messages sent.
+    pub messages: u64,
+    /// Their payload bytes.
+    pub bytes: u64,
+    /// DATA frames.
+    pub frames: u64,
+    /// Messages of this run that as many archives as required have acknowledged.
+    pub acknowledged: u64,
+    /// Messages not acknowledged at the end, over all sessions.
+    pub unacknowledged: u64,
+    /// Messages repaired.
+    pub repaired: u64,
+    /// NAK frames received.
+    pub naks: u64,
+    /// ACK frames received.
+    pub acks: u64,
+    /// Turns in which messages waited because what is not acknowledged filled the room.
+    pub held_back: u64,
+    /// Messages that fit no frame.
+    pub oversize: u64,
+    /// Messages skipped at the start because an earlier run had published them.
+    pub resumed_at: u64,
+}
+
+/// A stream recorded.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArchiveReport {
+    /// Group and port.
+    pub stream: String,
+    /// Sessions held.
+    pub sessions: u64,
+    /// Messages stored by this run.
+    pub stored: u64,
+    /// Records stored by this run.
+    pub records: u64,
+    /// Messages that came by repair.
+    pub repaired: u64,
+    /// Messages that came again.
+    pub duplicates: u64,
+    /// Gaps that opened.
+    pub gaps: u64,
+    /// Messages known to exist and not stored.
+    pub missing: u64,
+    /// Messages that nobody had.
+    pub lost: u64,
+    /// Times that there was no room.
+    pub full: u64,
+    /// Times that the log failed.
+    pub failed: u64,
+    /// ACK frames sent.
+    pub acks: u64,
+    /// NAK frames answered.
+    pub naks_answered: u64,
+    /// Messages sent again.
+    pub repairs: u64,
+}
+
+/// Percentiles of a latency, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Latency {
+    /// Messages measured.
+    pub count: u64,
+    /// Half were faster.
+    pub p50: u64,
+    /// 99 of 100 were faster.
+    pub p99: u64,
+    /// 999 of 1000 were faster.
+    pub p999: u64,
+    /// The slowest.
+    pub max: u64,
+}
+
+impl Latency {
+    /// Reads the percentiles out of a histogram.
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Latency {
+        Latency {
+            count: histogram.len(),
+            p50: histogram.value_at_quantile(0.5),
+            p99: histogram.value_at_quantile(0.99),
+            p999: histogram.value_at_quantile(0.999),
+            max: histogram.max(),
+        }
+    }
+}
+
+impl Report {
+    /// Writes the report as one file that is whole or absent.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        let partial = path.with_extension("partial");
+        fs::write(&partial, text)?;
+        fs::rename(&partial, path)
+    }
+}
