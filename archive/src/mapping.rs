@@ -33,11 +33,13 @@ pub struct Pages {
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes of `file` shared and writable; the file must be that long.
+    /// Maps the first `len` bytes of `file` shared and writable; the file must be that long, and
+    /// nobody may write through one mapping of it while another is lent. Only this crate's
+    /// storages call it, for files that the archive's one owner opens.
     ///
     /// # Errors
     /// When the kernel refuses, for example because the process has too many mappings.
-    pub fn file(file: &File, len: usize) -> io::Result<Mapping> {
+    pub(crate) fn file(file: &File, len: usize) -> io::Result<Mapping> {
         let raw = MmapOptions::new().len(len).map_raw(file)?;
         Ok(Mapping { raw: Arc::new(raw) })
     }

@@ -62,7 +62,7 @@ pub trait Storage: Send + Sync + Debug {
     /// [`io::ErrorKind::StorageFull`] when the disk is full.
     fn create(&self, path: &str, len: usize) -> io::Result<Mapping>;
 
-    /// Maps a whole file, to read and write.
+    /// Maps a whole file, to read and write. The caller keeps one mapping of a file at a time.
     ///
     /// # Errors
     /// When there is none or it is empty.
