@@ -362,16 +362,19 @@ fn empty_and_oversized_datagrams_are_no_frames() {
 }
 
 #[test]
-fn a_destination_that_nobody_owns_does_not_stop_the_others() {
+fn a_destination_that_cannot_be_reached_does_not_stop_the_others() {
     let (mut a, mut b) = (link(), link());
     let closed = link().local();
+    let none = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     for _ in 0..3 {
+        send(&mut a, none, b"refused");
         send(&mut a, closed, b"lost");
         send(&mut a, b.local(), b"kept");
         a.flush().unwrap();
         a.receive(16, |_| ()).unwrap();
     }
     assert_eq!(payloads(&receive(&mut b, 3)), [b"kept"; 3]);
+    assert_eq!((a.stats().sent, a.stats().send_failed), (6, 3));
 }
 
 #[test]

@@ -212,7 +212,8 @@ impl UdpLink {
                 Some(message) => message,
                 None => {
                     let message = self.receiver.received(batch.slot);
-                    let bad = message.truncated || message.len == 0;
+                    // Nobody can be answered at port 0.
+                    let bad = message.truncated || message.len == 0 || message.from.port() == 0;
                     // Multicast comes back to the socket that sent it.
                     if bad || message.from == self.local {
                         self.stats.malformed += u64::from(bad);
@@ -293,11 +294,10 @@ impl UdpLink {
         want
     }
 
-    /// Sends what is queued, from the first datagram on, and returns how many left the queue.
-    fn send_queued(&mut self) -> io::Result<usize> {
-        let mut gone = 0;
-        'runs: while gone < self.queue.entries.len() {
-            self.queue.runs(gone, self.gso, &mut self.runs);
+    /// Sends what is queued, from the first datagram on, and counts in `gone` how many are done with.
+    fn send_queued(&mut self, gone: &mut usize) -> io::Result<()> {
+        'runs: while *gone < self.queue.entries.len() {
+            self.queue.runs(*gone, self.gso, &mut self.runs);
             let mut next = 0;
             while next < self.runs.len() {
                 let runs = &self.runs[next..];
@@ -308,25 +308,25 @@ impl UdpLink {
                         for run in &runs[..n] {
                             self.stats.sent += run.datagrams as u64;
                             self.stats.sent_bytes += run.bytes.len() as u64;
-                            gone += run.datagrams;
+                            *gone += run.datagrams;
                         }
                         next += n;
                     }
-                    Err(e) if is_full(&e) => return Ok(gone),
+                    Err(e) if is_full(&e) => return Ok(()),
                     Err(e) if runs[0].datagrams > 1 && refuses_gso(&e) => {
                         self.gso = false;
                         continue 'runs;
                     }
                     Err(e) if is_lost(&e) => {
                         self.stats.send_failed += runs[0].datagrams as u64;
-                        gone += runs[0].datagrams;
+                        *gone += runs[0].datagrams;
                         next += 1;
                     }
                     Err(e) => return Err(e),
                 }
             }
         }
-        Ok(gone)
+        Ok(())
     }
 }
 
@@ -358,9 +358,10 @@ impl Link for UdpLink {
         if self.queue.entries.is_empty() {
             return Ok(());
         }
-        let gone = self.send_queued()?;
+        let mut gone = 0;
+        let result = self.send_queued(&mut gone);
         self.queue.remove(gone);
-        Ok(())
+        result
     }
 
     fn join(&mut self, group: SocketAddrV4) -> io::Result<()> {
@@ -690,12 +691,22 @@ fn refuses_gso(e: &io::Error) -> bool {
     )
 }
 
-/// This datagram cannot go: no such neighbour or route, a firewall, an interface that flaps. The
-/// protocol repairs it like any other loss.
+/// This datagram cannot go: no such neighbour or route, a firewall, an address that is none, an
+/// interface that flaps. The protocol repairs it like any other loss.
 fn is_lost(e: &io::Error) -> bool {
     matches!(
         e.raw_os_error(),
-        Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EPERM | libc::EACCES)
+        Some(
+            libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::ENETDOWN
+                | libc::EADDRNOTAVAIL
+                | libc::EPERM
+                | libc::EACCES
+                | libc::EINVAL
+                | libc::EMSGSIZE
+        )
     )
 }
 
