@@ -46,8 +46,19 @@ pub struct Interface<'a> {
     pub mtu: u32,
 }
 
-/// Attaches `program` and returns the descriptor that holds it there.
-pub(crate) fn attach(program: BorrowedFd<'_>, interface: &Interface<'_>, mode: Mode) -> Result<OwnedFd, Error> {
+/// A program's hold on an interface. Ends when dropped, or with the process.
+pub(crate) struct Attachment(OwnedFd);
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a child that is being started has copies of all descriptors for a moment.
+        // SAFETY: passes the number of an open descriptor; no memory is involved. A refusal changes nothing.
+        unsafe { libbpf_sys::bpf_link_detach(self.0.as_raw_fd()) };
+    }
+}
+
+/// Attaches `program` to an interface.
+pub(crate) fn attach(program: BorrowedFd<'_>, interface: &Interface<'_>, mode: Mode) -> Result<Attachment, Error> {
     let options = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
         flags: match mode {
@@ -67,7 +78,7 @@ pub(crate) fn attach(program: BorrowedFd<'_>, interface: &Interface<'_>, mode: M
     };
     if link >= 0 {
         // SAFETY: a result that is not negative is a new descriptor that nothing else owns.
-        return Ok(unsafe { OwnedFd::from_raw_fd(link) });
+        return Ok(Attachment(unsafe { OwnedFd::from_raw_fd(link) }));
     }
     let action = format!("attach the XDP filter to {} in {mode} mode", interface.name);
     let source = io::Error::from_raw_os_error(-link);

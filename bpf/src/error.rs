@@ -67,18 +67,19 @@ pub enum Error {
 const LOAD: &str = "CAP_BPF and CAP_NET_ADMIN";
 
 impl Error {
+    /// `log` is what libbpf said meanwhile.
     pub(crate) fn load(error: libbpf_rs::Error, log: &str) -> Error {
         let action = "load the XDP filter".to_owned();
-        let source = io::Error::other(if log.is_empty() {
-            format!("{error:#}; it needs Linux 5.12 or newer")
+        // The verifier's refusals look like missing permissions (EACCES), but it tells why.
+        let refused_by_verifier = log.contains("END PROG LOAD LOG");
+        let told = if log.is_empty() {
+            String::new()
         } else {
-            format!(
-                "{error:#}; it needs Linux 5.12 or newer; libbpf says:\n{}",
-                log.trim_end()
-            )
-        });
+            format!("; libbpf says:\n{}", log.trim_end())
+        };
+        let source = io::Error::other(format!("{error:#}; it needs Linux 5.18 or newer{told}"));
         match error.kind() {
-            libbpf_rs::ErrorKind::PermissionDenied => Error::Permission {
+            libbpf_rs::ErrorKind::PermissionDenied if !refused_by_verifier => Error::Permission {
                 action,
                 capability: LOAD,
             },

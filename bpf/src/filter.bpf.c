@@ -125,7 +125,7 @@ int seqcast_filter(struct xdp_md *ctx)
 	struct udphdr *udp;
 	struct iphdr *ip;
 	__be16 proto;
-	__u32 total, length;
+	__u32 total, length, headers = sizeof(*eth);
 	int verdict;
 
 	if (at + sizeof(*eth) > end)
@@ -143,6 +143,7 @@ int seqcast_filter(struct xdp_md *ctx)
 			return pass(TRUNCATED);
 		proto = tag->proto;
 		at += sizeof(*tag);
+		headers += sizeof(*tag);
 	}
 	if (proto != bpf_htons(ETH_P_IP))
 		return pass(NOT_UDP);
@@ -172,7 +173,8 @@ int seqcast_filter(struct xdp_md *ctx)
 	length = bpf_ntohs(udp->len);
 	if (length < sizeof(*udp) || sizeof(*ip) + length > total)
 		return pass(BAD_LENGTH);
-	if (total > (__u64)(end - at))
+	/* Asks for the length, as arithmetic on packet pointers would take CAP_PERFMON. */
+	if (headers + total > bpf_xdp_get_buff_len(ctx))
 		return pass(TRUNCATED);
 
 	if (faulty()) {

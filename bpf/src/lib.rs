@@ -12,10 +12,11 @@ mod error;
 
 use std::cell::RefCell;
 use std::net::SocketAddrV4;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder, PrintLevel};
 
+use attach::Attachment;
 pub use attach::{Interface, Mode};
 pub use error::Error;
 
@@ -62,7 +63,7 @@ pub struct Counters {
 /// The loaded filter and, once attached, its hold on one interface. Dropping it detaches.
 pub struct Filter {
     // Declared first, so dropped first: the interface is free before the maps go.
-    attached: Option<OwnedFd>,
+    attached: Option<Attachment>,
     object: Object,
     wanted: MapHandle,
     sockets: MapHandle,

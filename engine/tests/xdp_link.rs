@@ -331,7 +331,7 @@ fn root_faults_lose_what_they_say_and_are_counted() {
     };
     let mut b = lab.open_b(|config| config.fault = fault).unwrap();
     b.join(GROUP).unwrap();
-    assert_eq!(numbers_that_arrive(&mut a, &mut b, 100, 100), []);
+    assert_eq!(numbers_that_arrive(&mut a, &mut b, 100, 100), Vec::<u16>::new());
     assert_eq!(b.stats().fault_dropped, 100);
     drop(b);
 
@@ -637,6 +637,10 @@ fn root_an_unfit_interface_is_refused_with_the_remedy() {
     assert!(message.contains("no interface sqc-none"), "{message}");
     let message = refusal(lab.open_b(|config| config.interface = "lo".into()));
     assert!(message.contains("lo is no Ethernet interface"), "{message}");
+    let taken = UdpSocket::bind("10.77.0.2:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let message = refusal(lab.open_b(|config| config.port = port));
+    assert!(message.contains(&format!("UDP 10.77.0.2:{port} is taken")), "{message}");
     let message = refusal(lab.open_b(|config| config.bind = Bind::ZeroCopy));
     assert!(
         message.contains("no zero-copy") && message.contains("bind = auto"),

@@ -17,7 +17,10 @@ use super::{invalid, packet, sys};
 const HEADROOM: u32 = 256;
 /// How long a queue may stay busy after its last socket was closed: the kernel frees it later.
 const BUSY_FOR: Duration = Duration::from_secs(2);
-const BUSY_RETRY: Duration = Duration::from_millis(10);
+/// How long a port may stay taken after its socket was closed: a child that is being started has
+/// copies of all descriptors for a moment.
+const PORT_BUSY_FOR: Duration = Duration::from_millis(200);
+const RETRY_EVERY: Duration = Duration::from_millis(10);
 
 /// The configured losses, as the filter takes them.
 pub(super) fn fault(config: &XdpConfig) -> seqcast_bpf::Fault {
@@ -67,15 +70,14 @@ pub(super) fn check_fit(config: &XdpConfig, interface: &Interface) -> io::Result
 pub(super) fn open_kernel_socket(interface: &Interface, config: &XdpConfig) -> io::Result<(UdpSocket, SocketAddrV4)> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
     let address = SocketAddrV4::new(interface.address, config.port);
-    socket
-        .bind(&address.into())
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EADDRINUSE) => {
-                let message = format!("UDP {address} is taken by another program; choose another port, or 0 for any");
-                io::Error::new(io::ErrorKind::AddrInUse, message)
-            }
-            _ => io::Error::new(error.kind(), format!("cannot bind UDP {address}: {error}")),
-        })?;
+    let bound = retry(libc::EADDRINUSE, PORT_BUSY_FOR, || socket.bind(&address.into()));
+    bound.map_err(|error| match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            let message = format!("UDP {address} is taken by another program; choose another port, or 0 for any");
+            io::Error::new(io::ErrorKind::AddrInUse, message)
+        }
+        _ => io::Error::new(error.kind(), format!("cannot bind UDP {address}: {error}")),
+    })?;
     socket.bind_device(Some(interface.name.as_bytes()))?;
     socket.set_ttl_v4(config.ttl.into())?;
     socket.set_multicast_all_v4(false)?;
@@ -129,23 +131,26 @@ pub(super) fn bind(config: &XdpConfig, mode: Mode) -> io::Result<(Vec<Queue>, Op
 }
 
 fn bind_all(config: &XdpConfig, zero_copy: bool) -> io::Result<Vec<Queue>> {
-    let give_up = Instant::now() + BUSY_FOR;
     let mut queues = Vec::with_capacity(config.queues.len());
     for (i, &id) in config.queues.iter().enumerate() {
-        let queue = loop {
-            match Queue::open(config, id, i == 0, zero_copy) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < give_up => {
-                    thread::sleep(BUSY_RETRY);
-                }
-                other => break other?,
-            }
-        };
+        let queue = retry(libc::EBUSY, BUSY_FOR, || Queue::open(config, id, i == 0, zero_copy))?;
         if queue.is_zero_copy() != zero_copy {
             return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
         }
         queues.push(queue);
     }
     Ok(queues)
+}
+
+/// Tries again while the kernel answers with `code`, for a while.
+fn retry<T>(code: i32, limit: Duration, mut what: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + limit;
+    loop {
+        match what() {
+            Err(error) if error.raw_os_error() == Some(code) && Instant::now() < until => thread::sleep(RETRY_EVERY),
+            result => return result,
+        }
+    }
 }
 
 /// Says what a refused bind means and what helps.
