@@ -223,6 +223,9 @@ pub struct Source {
     /// Standard input.
     #[serde(default)]
     pub stdin: bool,
+    /// A program in the engine's own process, see [`crate::node::Programs`].
+    #[serde(default)]
+    pub program: bool,
     /// How messages are told apart.
     #[serde(default)]
     pub format: Format,
@@ -262,6 +265,9 @@ pub struct Sink {
     /// Standard output.
     #[serde(default)]
     pub stdout: bool,
+    /// A handler in the engine's own process, see [`crate::node::Programs`].
+    #[serde(default)]
+    pub program: bool,
     /// How messages are told apart.
     #[serde(default)]
     pub format: Format,
@@ -504,8 +510,13 @@ impl Config {
         }
         for publish in &self.publish {
             let source = &publish.source;
-            if usize::from(source.file.is_some()) + usize::from(source.fifo.is_some()) + usize::from(source.stdin) != 1
-            {
+            let sources = [
+                source.file.is_some(),
+                source.fifo.is_some(),
+                source.stdin,
+                source.program,
+            ];
+            if sources.iter().filter(|s| **s).count() != 1 {
                 return invalid(format!(
                     "[[publish]] {}: the source needs one of `file`, `fifo` or `stdin = true`",
                     publish.stream
@@ -541,7 +552,8 @@ impl Config {
         }
         for subscribe in &self.subscribe {
             let sink = &subscribe.sink;
-            if usize::from(sink.file.is_some()) + usize::from(sink.fifo.is_some()) + usize::from(sink.stdout) != 1 {
+            let sinks = [sink.file.is_some(), sink.fifo.is_some(), sink.stdout, sink.program];
+            if sinks.iter().filter(|s| **s).count() != 1 {
                 return invalid(format!(
                     "[[subscribe]] {}: the sink needs one of `file`, `fifo` or `stdout = true`",
                     subscribe.stream

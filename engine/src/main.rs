@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use seqcast_engine::config::{Config, LinkKind};
 use seqcast_engine::link::Link;
-use seqcast_engine::node::{Node, StopRequests};
+use seqcast_engine::node::{Node, Programs, StopRequests};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 mod open;
@@ -94,7 +94,7 @@ fn run(config: &Config) -> Result<()> {
 }
 
 fn start<L: Link>(config: &Config, link: L, may_hold: u32, stop: StopRequests) -> Result<()> {
-    let node = Node::open(config, link, may_hold, stop)?;
+    let node = Node::open(config, link, may_hold, stop, Programs::default())?;
     // Helper threads have been started and keep the affinity of the process; only this one is pinned.
     if let Some(core) = config.engine.core {
         pin(core)?;

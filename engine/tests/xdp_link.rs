@@ -445,6 +445,30 @@ fn root_holding_too_many_frames_loses_counted_datagrams_and_nothing_else() {
 }
 
 #[test]
+fn root_a_wait_ends_with_a_datagram_and_with_the_callers_descriptor() {
+    use std::io::Write;
+    const FOR_EVER: Duration = Duration::from_secs(1 << 40);
+    let lab = Lab::new();
+    let (mut a, mut b) = lab.pair(|_| ());
+    let (mut wake, woken) = UnixStream::pair().unwrap();
+    b.wait(woken.as_fd(), Duration::ZERO).unwrap();
+
+    wake.write_all(b"!").unwrap();
+    b.wait(woken.as_fd(), FOR_EVER).unwrap();
+    assert_eq!(b.receive(64, |_| ()).unwrap(), 0);
+
+    let (_wake, silent) = UnixStream::pair().unwrap();
+    send(&mut a, GROUP, b"wake up");
+    a.flush().unwrap();
+    b.wait(silent.as_fd(), FOR_EVER).unwrap();
+    assert_eq!(
+        b.receive(64, |datagram| assert_eq!(datagram.frame.as_ref(), b"wake up"))
+            .unwrap(),
+        1
+    );
+}
+
+#[test]
 fn root_a_link_whose_interface_vanishes_fails_and_closes() {
     let lab = Lab::new();
     let (mut a, mut b) = lab.pair(|_| ());

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use seqcast_proto::io::Application;
 use seqcast_proto::time::{Nanos, Now};
 use seqcast_proto::wire::{Kind, peek};
-use seqcast_ring::Doorbell;
+use seqcast_ring::{Consumer, Doorbell};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -34,6 +35,25 @@ const RECEIVE_BATCH: usize = 64;
 /// How often an engine was asked to stop: once drains and closes, twice leaves at once.
 pub type StopRequests = Arc<AtomicUsize>;
 
+/// Programs in the engine's own process that take the place of files and pipes.
+///
+/// They belong to streams whose configuration says `program = true`.
+#[derive(Default)]
+pub struct Programs {
+    /// Lanes with messages to publish, by stream. An entry's tag is the length of the subject in
+    /// front of its payload. Dropping the other side of the lane ends the source.
+    pub sources: Vec<(SocketAddrV4, Consumer)>,
+    /// Who takes delivered messages, by stream. Called on the engine's thread, so it must not
+    /// wait; it sees the bytes in place in the receive frame.
+    pub handlers: Vec<(SocketAddrV4, Box<dyn Application>)>,
+}
+
+/// Takes the entry of a stream out of a list.
+fn take<T>(list: &mut Vec<(SocketAddrV4, T)>, stream: SocketAddrV4) -> Option<T> {
+    let at = list.iter().position(|(s, _)| *s == stream)?;
+    Some(list.swap_remove(at).1)
+}
+
 /// A running engine.
 pub struct Node<L: Link> {
     name: String,
@@ -49,16 +69,24 @@ pub struct Node<L: Link> {
     inbox: Vec<Datagram<L::Frame>>,
     stop: StopRequests,
     stopping: bool,
+    /// When a part has something to do next, in monotonic time.
+    due: Nanos,
     cycle: CycleReport,
 }
 
 impl<L: Link> Node<L> {
     /// Joins the groups and opens logs, sources and sinks. `may_hold` is how many received frames
-    /// the link can spare at once.
+    /// the link can spare at once. `programs` feed and take the streams that are configured so.
     ///
     /// # Errors
     /// Names the part of the configuration that cannot be opened, and why.
-    pub fn open(config: &Config, mut link: L, may_hold: u32, stop: StopRequests) -> Result<Node<L>> {
+    pub fn open(
+        config: &Config,
+        mut link: L,
+        may_hold: u32,
+        stop: StopRequests,
+        mut programs: Programs,
+    ) -> Result<Node<L>> {
         let mut clock = Clock::start();
         let bell = Arc::new(Doorbell::new().context("cannot make an event descriptor")?);
         let own = link.local();
@@ -80,7 +108,7 @@ impl<L: Link> Node<L> {
         let subscribe = config
             .subscribe
             .iter()
-            .map(|c| Subscribe::open(c, &setting))
+            .map(|c| Subscribe::open(c, &setting, take(&mut programs.handlers, c.stream)))
             .collect::<Result<Vec<_>>>()?;
         let mut groups: Vec<SocketAddrV4> = record.iter().map(Record::group).collect();
         groups.extend(subscribe.iter().map(Subscribe::group));
@@ -92,7 +120,7 @@ impl<L: Link> Node<L> {
         let publish = config
             .publish
             .iter()
-            .map(|c| Publish::open(c, &setting))
+            .map(|c| Publish::open(c, &setting, take(&mut programs.sources, c.stream)))
             .collect::<Result<Vec<_>>>()?;
         groups.retain(|g| publish.iter().any(|p| p.group() == *g));
         Ok(Node {
@@ -109,8 +137,23 @@ impl<L: Link> Node<L> {
             inbox: Vec::with_capacity(RECEIVE_BATCH),
             stop,
             stopping: false,
+            due: 0,
             cycle: CycleReport::default(),
         })
+    }
+
+    /// The counters so far.
+    pub fn report(&mut self) -> Report {
+        self.cycle.local_dropped = self.local.dropped;
+        Report {
+            name: self.name.clone(),
+            mode: self.link.mode(),
+            link: self.link.stats(),
+            cycle: self.cycle,
+            subscriptions: self.subscribe.iter().map(Subscribe::report).collect(),
+            publications: self.publish.iter().map(Publish::report).collect(),
+            archives: self.record.iter().map(Record::report).collect(),
+        }
     }
 
     /// What the link really is.
@@ -129,32 +172,42 @@ impl<L: Link> Node<L> {
     }
 
     fn cycle(&mut self) -> Result<()> {
-        let mut due = 0;
         loop {
-            let now = self.clock.now();
-            let received = self.receive(now)?;
-            let mut work = received;
-            if work > 0 || now.mono >= due || self.publish.iter_mut().any(|p| p.has_messages(now)) {
-                let (sent, next) = self.turns(now);
-                work += usize::try_from(sent).unwrap_or(usize::MAX);
-                due = next;
-            }
-            self.link.flush().context("the link failed to send")?;
-            self.cycle.turns += 1;
-            if work > 0 || !self.local.is_empty() {
-                self.cycle.busy += 1;
+            if self.poll()? {
                 self.idle.worked();
                 continue;
             }
+            let now = self.clock.now();
             if self.look_around(now)? {
                 return Ok(());
             }
             match self.idle.rest() {
                 Rest::Spin => std::hint::spin_loop(),
                 Rest::Yield => std::thread::yield_now(),
-                Rest::Sleep => self.sleep(now, due)?,
+                Rest::Sleep => self.sleep(now)?,
             }
         }
+    }
+
+    /// One turn of the duty cycle, for a program that drives the engine from a loop of its own.
+    /// Says whether something was done.
+    ///
+    /// # Errors
+    /// When the link fails.
+    #[inline]
+    pub fn poll(&mut self) -> Result<bool> {
+        let now = self.clock.now();
+        let mut work = self.receive(now)?;
+        if work > 0 || now.mono >= self.due || self.publish.iter_mut().any(|p| p.has_messages(now)) {
+            let (sent, due) = self.turns(now);
+            work += usize::try_from(sent).unwrap_or(usize::MAX);
+            self.due = due;
+        }
+        self.link.flush().context("the link failed to send")?;
+        self.cycle.turns += 1;
+        let worked = work > 0 || !self.local.is_empty();
+        self.cycle.busy += u64::from(worked);
+        Ok(worked)
     }
 
     /// Takes a batch of frames and hands each to the parts that play a role in its stream.
@@ -262,10 +315,10 @@ impl<L: Link> Node<L> {
         Ok(published && received && recorded)
     }
 
-    fn sleep(&mut self, now: Now, due: Nanos) -> Result<()> {
+    fn sleep(&mut self, now: Now) -> Result<()> {
         self.bell.arm();
         let waiting = self.publish.iter_mut().any(|p| p.has_messages(now));
-        let pause = Duration::from_nanos(due.saturating_sub(now.mono)).min(idle::LONGEST);
+        let pause = Duration::from_nanos(self.due.saturating_sub(now.mono)).min(idle::LONGEST);
         if !waiting && !pause.is_zero() {
             self.cycle.sleeps += 1;
             self.link
@@ -290,16 +343,7 @@ impl<L: Link> Node<L> {
         }
         // The last acknowledgements; when the link has failed there is nobody to tell.
         let _ = self.link.flush();
-        self.cycle.local_dropped = self.local.dropped;
-        let report = Report {
-            name: self.name,
-            mode: self.link.mode(),
-            link: self.link.stats(),
-            cycle: self.cycle,
-            subscriptions: self.subscribe.iter().map(Subscribe::report).collect(),
-            publications: self.publish.iter().map(Publish::report).collect(),
-            archives: self.record.iter().map(Record::report).collect(),
-        };
+        let report = self.report();
         for subscribe in self.subscribe {
             // The sink's own error says more than that it has failed.
             let closed = subscribe.close();

@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use seqcast_archive::{Options, SyncPolicy};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
@@ -48,6 +48,45 @@ pub(super) struct Setting<'a> {
     pub(super) now: Now,
 }
 
+/// Where a server's messages come from.
+enum Feed {
+    /// A thread of the engine that reads a file or a pipe.
+    Thread(Source),
+    /// A program in this process.
+    Program(Consumer),
+}
+
+impl Feed {
+    fn lane(&mut self) -> &mut Consumer {
+        match self {
+            Feed::Thread(source) => &mut source.lane,
+            Feed::Program(lane) => lane,
+        }
+    }
+
+    /// Messages were taken.
+    fn taken(&mut self) {
+        self.lane().flush();
+        if let Feed::Thread(source) = self {
+            source.room.ring();
+        }
+    }
+
+    fn stop(&self) {
+        if let Feed::Thread(source) = self {
+            source.stop();
+        }
+    }
+
+    /// Waits for the source's thread; what stopped it.
+    fn join(self) -> std::io::Result<()> {
+        match self {
+            Feed::Thread(source) => source.join().map(|_| ()),
+            Feed::Program(_) => Ok(()),
+        }
+    }
+}
+
 /// A stream that is published.
 pub(super) struct Publish {
     group: SocketAddrV4,
@@ -55,7 +94,8 @@ pub(super) struct Publish {
     name: String,
     server: Server,
     store: Retention,
-    source: Option<Source>,
+    /// Gone once it has ended.
+    source: Option<Feed>,
     at_end: AtEnd,
     /// Nothing can be sent before this time.
     retry_at: Nanos,
@@ -84,7 +124,9 @@ impl MessageSource for Lane<'_> {
 
 impl Publish {
     /// Opens the server's log, a new session, and the source.
-    pub(super) fn open(config: &config::Publish, with: &Setting<'_>) -> Result<Publish> {
+    ///
+    /// `program` is the lane of a program in this process, if one feeds the stream.
+    pub(super) fn open(config: &config::Publish, with: &Setting<'_>, program: Option<Consumer>) -> Result<Publish> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[publish]] {}", config.stream);
         let mut store = Retention::open(
@@ -128,13 +170,20 @@ impl Publish {
         let server = Server::open(server_config, session, &inherited, with.now.mono, &mut store)
             .map_err(|_| anyhow::anyhow!("cannot open session {session}"))
             .with_context(what)?;
-        let source = Source::start(
-            &config.source,
-            resumed_at,
-            max_message(with.max_frame),
-            Arc::clone(&with.bell),
-        )
-        .with_context(what)?;
+        let source = match program {
+            Some(lane) => Feed::Program(lane),
+            None if config.source.program => {
+                bail!(
+                    "{}: `source = {{ program = true }}`, but no program feeds this stream",
+                    what()
+                )
+            }
+            None => {
+                let max = max_message(with.max_frame);
+                let source = Source::start(&config.source, resumed_at, max, Arc::clone(&with.bell));
+                Feed::Thread(source.with_context(what)?)
+            }
+        };
         Ok(Publish {
             group: config.stream,
             stream,
@@ -164,7 +213,7 @@ impl Publish {
 
     /// Whether messages wait that could be sent.
     pub(super) fn has_messages(&mut self, now: Now) -> bool {
-        now.mono >= self.retry_at && self.source.as_mut().is_some_and(|s| s.lane.peek().is_some())
+        now.mono >= self.retry_at && self.source.as_mut().is_some_and(|s| s.lane().peek().is_some())
     }
 
     /// One turn: how many messages were sent, and when the next turn is due.
@@ -172,12 +221,11 @@ impl Publish {
         let mut sent = 0;
         if let Some(source) = self.source.as_mut().filter(|_| now.mono >= self.retry_at) {
             let blocked;
-            (sent, blocked) =
-                self.server
-                    .publish(now, PUBLISH_BUDGET, &mut Lane(&mut source.lane), &mut self.store, out);
+            (sent, blocked) = self
+                .server
+                .publish(now, PUBLISH_BUDGET, &mut Lane(source.lane()), &mut self.store, out);
             if sent > 0 {
-                source.lane.flush();
-                source.room.ring();
+                source.taken();
             }
             match blocked {
                 None | Some(Blocked::Closed) => {}
@@ -201,11 +249,17 @@ impl Publish {
 
     /// Looks whether the source has ended.
     pub(super) fn check_source(&mut self, now: Now, stopping: bool) -> Result<()> {
-        let Some(source) = &self.source else { return Ok(()) };
+        let Some(source) = &mut self.source else {
+            return Ok(());
+        };
         if stopping {
             source.stop();
         }
-        if !source.is_finished() || self.server.is_stuck() {
+        // A program that does not stop by itself is not waited for; what it has put in is sent.
+        let lane = source.lane();
+        let ended =
+            lane.is_finished() || stopping && matches!(source, Feed::Program(_)) && source.lane().peek().is_none();
+        if !ended || self.server.is_stuck() {
             return Ok(());
         }
         let Some(source) = self.source.take() else {
@@ -216,9 +270,7 @@ impl Publish {
             // What was read is sent; the end is announced even when the source broke off.
             let _ = self.server.close(now, &mut self.store);
         }
-        result
-            .map(|_| ())
-            .with_context(|| format!("[[publish]] {}", self.group))
+        result.with_context(|| format!("[[publish]] {}", self.group))
     }
 
     /// Ends the stream if it has no source any more.
@@ -293,12 +345,20 @@ pub(super) struct Subscribe<F> {
 struct Outlet {
     name: String,
     group: SocketAddrV4,
-    sink: Sink,
+    target: Target,
     now: Now,
     bytes: u64,
     live: Histogram<u64>,
     repaired: Histogram<u64>,
     sessions_ended: u64,
+}
+
+/// Who takes delivered messages.
+enum Target {
+    /// A thread of the engine that writes a file or a pipe.
+    Sink(Sink),
+    /// A handler in this process, which sees the bytes in the receive frame.
+    Handler(Box<dyn Application>),
 }
 
 /// Latencies above a minute count as one.
@@ -310,7 +370,11 @@ fn histogram() -> Result<Histogram<u64>> {
 
 impl Application for Outlet {
     fn deliver(&mut self, delivery: &Delivery<'_>) -> bool {
-        if !self.sink.put(delivery) {
+        let taken = match &mut self.target {
+            Target::Sink(sink) => sink.put(delivery),
+            Target::Handler(handler) => handler.deliver(delivery),
+        };
+        if !taken {
             return false;
         }
         let messages = delivery.block.messages();
@@ -323,6 +387,9 @@ impl Application for Outlet {
     }
 
     fn event(&mut self, event: Event) {
+        if let Target::Handler(handler) = &mut self.target {
+            handler.event(event);
+        }
         // Gaps are counted; the rest is rare and of interest to an operator.
         let text = match event {
             Event::Gap { .. } => return,
@@ -347,11 +414,24 @@ impl Application for Outlet {
 }
 
 impl<F: AsRef<[u8]>> Subscribe<F> {
-    /// Opens the sink.
-    pub(super) fn open(config: &config::Subscribe, with: &Setting<'_>) -> Result<Subscribe<F>> {
+    /// Opens the sink, unless a handler in this process takes the messages.
+    pub(super) fn open(
+        config: &config::Subscribe,
+        with: &Setting<'_>,
+        handler: Option<Box<dyn Application>>,
+    ) -> Result<Subscribe<F>> {
         let stream = stream_id(config.stream, config.id);
-        let sink = Sink::start(&config.sink, Arc::clone(&with.bell))
-            .with_context(|| format!("[[subscribe]] {}", config.stream))?;
+        let what = || format!("[[subscribe]] {}", config.stream);
+        let target = match handler {
+            Some(handler) => Target::Handler(handler),
+            None if config.sink.program => {
+                bail!(
+                    "{}: `sink = {{ program = true }}`, but no handler takes this stream",
+                    what()
+                )
+            }
+            None => Target::Sink(Sink::start(&config.sink, Arc::clone(&with.bell)).with_context(what)?),
+        };
         let defaults = ClientConfig::new(stream, with.origin);
         let client = ClientConfig {
             start: match config.from {
@@ -375,7 +455,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             app: Outlet {
                 name: with.name.into(),
                 group: config.stream,
-                sink,
+                target,
                 now: with.now,
                 bytes: 0,
                 live: histogram()?,
@@ -403,7 +483,9 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
         self.app.now = now;
         let due = self.client.poll(now, &mut self.app, out);
-        self.app.sink.ring();
+        if let Target::Sink(sink) = &mut self.app.target {
+            sink.ring();
+        }
         due
     }
 
@@ -413,7 +495,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        self.app.sink.has_failed()
+        matches!(&self.app.target, Target::Sink(sink) if sink.has_failed())
     }
 
     pub(super) fn report(&self) -> SubscriptionReport {
@@ -441,8 +523,10 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
 
     /// Lets the sink write everything.
     pub(super) fn close(self) -> Result<()> {
-        let group = self.group;
-        self.app.sink.finish().with_context(|| format!("[[subscribe]] {group}"))
+        match self.app.target {
+            Target::Sink(sink) => sink.finish().with_context(|| format!("[[subscribe]] {}", self.group)),
+            Target::Handler(_) => Ok(()),
+        }
     }
 }
 
