@@ -1,0 +1,450 @@
+//! Whole runs with the real binary: parts are killed and stopped in mid-stream, and every client
+//! must still deliver everything, in order, once.
+//!
+//! As root the hosts are network namespaces joined by a bridge and the link is AF_XDP; otherwise
+//! they are processes on loopback and the link is kernel UDP, which the tests say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use seqcast_tools::itch;
+use seqcast_tools::lab::{Lab, Place, Process, Spec};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(20);
+
+/// The engine's binary, which cargo builds beside this package's own.
+fn engine() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_seqcast")).with_file_name("seqcast-engine");
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build -p seqcast-engine` in the same profile first",
+        path.display()
+    );
+    path
+}
+
+/// Waits for a state that other processes bring about.
+fn until(what: &str, mut state: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !state() {
+        assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+struct World {
+    // Processes are started anew by name; the lab goes after them.
+    lab: Lab,
+    dir: TempDir,
+    stream: String,
+    link: &'static str,
+    input: PathBuf,
+}
+
+impl World {
+    fn new(hosts: &[&str], messages: u64) -> World {
+        let place = match Lab::xdp_available() {
+            Ok(()) => Place::Veth,
+            Err(why) => {
+                eprintln!("over kernel UDP on loopback, since {why}");
+                Place::Loopback
+            }
+        };
+        World::at(place, hosts, messages)
+    }
+
+    fn at(place: Place, hosts: &[&str], messages: u64) -> World {
+        let dir = TempDir::new().unwrap();
+        let input = dir.path().join("input.bin");
+        let spec = itch::Spec {
+            length: itch::Length::Messages(messages),
+            symbols: 50,
+            seed: messages,
+        };
+        let mut writer = seqcast_engine::feed::binaryfile::Writer::new(fs::File::create(&input).unwrap());
+        let mut generator = itch::Generator::new(spec).unwrap();
+        while let Some(message) = generator.next_message() {
+            writer.write(message).unwrap();
+        }
+        writer.finish().unwrap();
+        let lab = Lab::new(&Spec {
+            place,
+            hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
+            mtu: 1500,
+            offloads: place == Place::Loopback,
+        })
+        .unwrap();
+        // Runs on loopback share one network: each takes a group of its own.
+        let pid = std::process::id();
+        let [_, _, c, d] = pid.to_be_bytes();
+        let salt = dir.path().as_os_str().as_encoded_bytes().iter().fold(0u16, |h, b| h.wrapping_mul(31) ^ u16::from(*b));
+        let stream = format!("239.82.{c}.{d}:{}", 20_000 + salt % 20_000);
+        let link = if place == Place::Veth { "xdp" } else { "udp" };
+        World {
+            lab,
+            dir,
+            stream,
+            link,
+            input,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn start(&self, host: &str, fault: bool, roles: &str) -> Process {
+        self.start_as(host, host, fault, roles)
+    }
+
+    fn start_as(&self, host: &str, name: &str, fault: bool, roles: &str) -> Process {
+        let place = self.lab.host(host).unwrap();
+        let fault = if fault {
+            let seed = name.bytes().map(u64::from).sum::<u64>();
+            format!("fault = {{ drop = 0.02, burst_at = 700, burst_len = 150, seed = {seed} }}")
+        } else {
+            String::new()
+        };
+        let config = format!(
+            "[engine]\nname = \"{name}\"\ninterface = \"{}\"\nlink = \"{}\"\nidle = \"block\"\nreport = \"{}\"\n{fault}\n{roles}",
+            place.interface(),
+            self.link,
+            self.path(&format!("{name}.json")).display(),
+        );
+        let path = self.path(&format!("{name}.toml"));
+        fs::write(&path, config).unwrap();
+        let mut command = place.command(engine());
+        command.args(["run", "--config"]).arg(&path);
+        let mut process = Process::spawn(name, command, &self.path(&format!("{name}.log"))).unwrap();
+        process.wait_line(&format!("ready {name} "), START).unwrap();
+        if roles.contains("[[subscribe]]") || roles.contains("[[archive]]") {
+            let group: std::net::SocketAddrV4 = self.stream.parse().unwrap();
+            self.lab.wait_member(*group.ip(), host).unwrap();
+        }
+        process
+    }
+
+    fn server(&self, rate: u32, more: &str) -> String {
+        format!(
+            "[[publish]]\nstream = \"{}\"\nsource = {{ file = \"{}\", rate = {rate} }}\nstate = \"{}\"\narchives = 1\n{more}\n",
+            self.stream,
+            self.input.display(),
+            self.path("server.d").display(),
+        )
+    }
+
+    fn archive(&self) -> String {
+        format!(
+            "[[archive]]\nstream = \"{}\"\ndir = \"{}\"\n",
+            self.stream,
+            self.path("archive.d").display(),
+        )
+    }
+
+    fn client(&self, name: &str, exit_at_end: bool) -> String {
+        format!(
+            "[[subscribe]]\nstream = \"{}\"\nfrom = \"session\"\nsink = {{ file = \"{}\" }}\nexit_at_end = {exit_at_end}\n",
+            self.stream,
+            self.path(&format!("{name}.out")).display(),
+        )
+    }
+
+    fn delivered(&self, name: &str) -> u64 {
+        fs::metadata(self.path(&format!("{name}.out"))).map_or(0, |m| m.len())
+    }
+
+    fn size(&self) -> u64 {
+        fs::metadata(&self.input).unwrap().len()
+    }
+
+    /// Waits until a client has written this share of the input.
+    fn until_delivered(&self, name: &str, percent: u64) {
+        until(&format!("{name} delivers {percent} %"), || {
+            self.delivered(name) * 100 >= self.size() * percent
+        });
+    }
+
+    fn assert_equal(&self, name: &str) {
+        let got = fs::read(self.path(&format!("{name}.out"))).unwrap();
+        let want = fs::read(&self.input).unwrap();
+        let same = got.iter().zip(&want).take_while(|(a, b)| a == b).count();
+        assert!(
+            got == want,
+            "{name} delivered {} of {} bytes, equal up to byte {same}; its log:\n{}",
+            got.len(),
+            want.len(),
+            fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default(),
+        );
+    }
+
+    fn report(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(&format!("{name}.json"))).unwrap()).unwrap()
+    }
+
+    /// The messages of an archive in the order of sessions and numbers, framed as the input is.
+    fn assert_archived(&self) {
+        let archive = seqcast_archive::Reader::open(&self.path("archive.d")).unwrap();
+        let mut got = seqcast_engine::feed::binaryfile::Writer::new(Vec::new());
+        for session in archive.sessions().unwrap() {
+            let mut session = archive.session(session).unwrap();
+            for record in session.in_order(seqcast_proto::seq::Seq::FIRST) {
+                let record = record.unwrap();
+                let block = seqcast_proto::wire::Block::parse(record.first, record.count, &record.block).unwrap();
+                for (_, message) in block.messages() {
+                    got.write(message.payload).unwrap();
+                }
+            }
+        }
+        assert!(got.finish().unwrap() == fs::read(&self.input).unwrap(), "the archive holds something else");
+    }
+}
+
+fn terminate(mut process: Process) {
+    process.terminate().unwrap();
+    process.wait(START).unwrap();
+}
+
+/// SIGKILL, at once.
+fn kill(process: Process) {
+    drop(process);
+}
+
+#[test]
+fn killed_archive_and_server_lose_nothing() {
+    let world = World::new(&["server", "archive", "client1", "client2", "client3"], 60_000);
+    let mut archive = world.start("archive", true, &world.archive());
+    let clients: Vec<Process> = ["client1", "client2", "client3"]
+        .map(|name| world.start(name, true, &world.client(name, true)))
+        .into();
+    let mut server = world.start("server", false, &world.server(15_000, ""));
+
+    world.until_delivered("client1", 15);
+    kill(archive);
+    world.until_delivered("client2", 30);
+    archive = world.start("archive", true, &world.archive());
+    world.until_delivered("client3", 45);
+    kill(server);
+    server = world.start("server", false, &world.server(15_000, ""));
+    world.until_delivered("client1", 60);
+    kill(archive);
+    kill(server);
+    server = world.start("server", false, &world.server(15_000, ""));
+    archive = world.start("archive", true, &world.archive());
+
+    for mut client in clients {
+        client.wait(LIMIT).unwrap();
+    }
+    server.wait(LIMIT).unwrap();
+    terminate(archive);
+    for name in ["client1", "client2", "client3"] {
+        world.assert_equal(name);
+        let report = &world.report(name)["subscriptions"][0];
+        assert_eq!(report["lost"], 0, "{report}");
+        assert!(report["gaps"].as_u64() > Some(0), "the faults were in force: {report}");
+        assert_eq!(report["sessions_ended"], 3, "two restarts are seen: {report}");
+    }
+    world.assert_archived();
+}
+
+#[test]
+fn a_stopped_server_drains_and_goes_on_where_it_stopped() {
+    let world = World::new(&["server", "archive", "client1"], 30_000);
+    let archive = world.start("archive", false, &world.archive());
+    let client = world.start("client1", true, &world.client("client1", false));
+    let server = world.start("server", false, &world.server(20_000, ""));
+    world.until_delivered("client1", 30);
+    terminate(server);
+    let first = world.report("server");
+    assert_eq!(first["publications"][0]["unacknowledged"], 0, "{first}");
+    let mut server = world.start("server", false, &world.server(20_000, ""));
+    server.wait(LIMIT).unwrap();
+    let second = world.report("server");
+    assert_eq!(
+        second["publications"][0]["resumed_at"], first["publications"][0]["messages"],
+        "the second run goes on where the first stopped"
+    );
+    world.until_delivered("client1", 100);
+    terminate(client);
+    terminate(archive);
+    world.assert_equal("client1");
+    world.assert_archived();
+}
+
+#[test]
+fn sessions_roll_over_at_the_end_of_their_numbers() {
+    let world = World::new(&["server", "archive", "client1"], 30_000);
+    let archive = world.start("archive", true, &world.archive());
+    let mut client = world.start("client1", true, &world.client("client1", true));
+    let mut server = world.start("server", false, &world.server(30_000, "range_end = 4000"));
+    client.wait(LIMIT).unwrap();
+    server.wait(LIMIT).unwrap();
+    terminate(archive);
+    world.assert_equal("client1");
+    assert_eq!(world.report("client1")["subscriptions"][0]["sessions_ended"], 8);
+    assert_eq!(world.report("archive")["archives"][0]["sessions"], 8);
+    world.assert_archived();
+}
+
+#[test]
+fn server_archive_and_client_live_in_one_process() {
+    let world = World::new(&["whole", "client1"], 20_000);
+    let mut remote = world.start("client1", true, &world.client("client1", true));
+    let roles = [
+        world.server(20_000, ""),
+        world.archive() + "exit_at_end = true\n",
+        world.client("whole", true),
+    ]
+    .concat();
+    let mut all = world.start("whole", false, &roles);
+    remote.wait(LIMIT).unwrap();
+    all.wait(LIMIT).unwrap();
+    world.assert_equal("client1");
+    world.assert_equal("whole");
+    world.assert_archived();
+}
+
+#[test]
+fn without_an_archive_the_server_repairs() {
+    let world = World::new(&["server", "client1"], 20_000);
+    let mut client = world.start("client1", true, &world.client("client1", true));
+    let roles = world.server(20_000, "linger_ms = 2000").replace("archives = 1", "archives = 0");
+    let mut server = world.start("server", false, &roles);
+    client.wait(LIMIT).unwrap();
+    server.wait(LIMIT).unwrap();
+    world.assert_equal("client1");
+    let report = &world.report("client1")["subscriptions"][0];
+    assert!(report["repaired_server"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn a_new_client_starts_at_now() {
+    let world = World::new(&["server", "archive", "client1", "late"], 30_000);
+    let archive = world.start("archive", false, &world.archive());
+    let mut client = world.start("client1", false, &world.client("client1", true));
+    let mut server = world.start("server", false, &world.server(15_000, ""));
+    world.until_delivered("client1", 30);
+    let roles = world.client("late", true).replace("from = \"session\"", "from = \"now\"");
+    let mut late = world.start("late", false, &roles);
+    for process in [&mut client, &mut late, &mut server] {
+        process.wait(LIMIT).unwrap();
+    }
+    terminate(archive);
+    let got = fs::read(world.path("late.out")).unwrap();
+    let want = fs::read(&world.input).unwrap();
+    assert!(!got.is_empty() && got.len() < want.len() * 9 / 10, "{} bytes", got.len());
+    assert!(want.ends_with(&got), "an unbroken tail of the stream");
+}
+
+#[test]
+fn lines_go_from_standard_input_to_standard_output_and_through_a_fifo() {
+    let world = World::at(Place::Loopback, &["host"], 1_000);
+    let fifo = world.path("pipe");
+    let config = |name: &str, roles: String| {
+        let path = world.path(&format!("{name}.toml"));
+        let text = format!("[engine]\nname = \"{name}\"\ninterface = \"lo\"\nlink = \"udp\"\n{roles}");
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let stream = &world.stream;
+    let spawn = |path: PathBuf, stdin: Stdio, stdout: Stdio, log: &str| {
+        Command::new(engine())
+            .args(["run", "--config"])
+            .arg(path)
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(fs::File::create(world.path(log)).unwrap())
+            .spawn()
+            .unwrap()
+    };
+    let ready = |log: &str| {
+        until(log, || fs::read_to_string(world.path(log)).unwrap_or_default().contains("ready "));
+    };
+    let to_stdout = config(
+        "stdout",
+        format!(
+            "[[subscribe]]\nstream = \"{stream}\"\nfrom = \"session\"\nexit_at_end = true\nsink = {{ stdout = true, format = \"lines\" }}\n"
+        ),
+    );
+    let to_fifo = config(
+        "fifo",
+        format!(
+            "[[subscribe]]\nstream = \"{stream}\"\nfrom = \"session\"\nexit_at_end = true\nsink = {{ fifo = \"{}\", format = \"lines\" }}\n",
+            fifo.display()
+        ),
+    );
+    let from_stdin = config(
+        "stdin",
+        format!(
+            "[[publish]]\nstream = \"{stream}\"\nlinger_ms = 1000\nsource = {{ stdin = true, format = \"lines\" }}\n"
+        ),
+    );
+    let text: String = (0..5000).map(|i| format!("line {i}\n")).collect();
+    let printer = spawn(to_stdout, Stdio::null(), Stdio::piped(), "stdout.log");
+    let mut piper = spawn(to_fifo, Stdio::null(), Stdio::null(), "fifo.log");
+    ready("stdout.log");
+    ready("fifo.log");
+    until("the FIFO", || fifo.exists());
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || fs::read_to_string(fifo).unwrap()
+    });
+    let mut server = spawn(from_stdin, Stdio::piped(), Stdio::null(), "stdin.log");
+    let mut stdin = server.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, text.as_bytes()).unwrap();
+    drop(stdin);
+    let printed = printer.wait_with_output().unwrap();
+    assert!(printed.status.success());
+    assert!(printed.stdout == text.as_bytes());
+    assert!(server.wait().unwrap().success());
+    assert!(piper.wait().unwrap().success());
+    assert_eq!(reader.join().unwrap(), text);
+}
+
+#[test]
+fn bad_input_is_refused_with_a_remedy() {
+    let dir = TempDir::new().unwrap();
+    let run = |text: &str| {
+        let path = dir.path().join("c.toml");
+        fs::write(&path, text).unwrap();
+        let out = Command::new(engine()).args(["run", "--config"]).arg(&path).stdin(Stdio::null()).output().unwrap();
+        assert!(!out.status.success());
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let good = "[engine]\ninterface = \"lo\"\nlink = \"udp\"\n[[publish]]\nstream = \"239.82.0.1:4999\"\nsource = { file = \"/nonexistent\" }\n";
+    for (text, words) in [
+        (good.replace("link", "lnik"), "unknown field `lnik`"),
+        (good.replace("\"lo\"", "\"nosuch0\""), "nosuch0"),
+        (good.to_owned(), "/nonexistent"),
+        (good.replace("239.82.0.1", "224.0.0.5"), "239.0.0.0/8"),
+        (good.replace("file = \"/nonexistent\"", "program = true"), "no program feeds"),
+    ] {
+        let error = run(&text);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+/// Needs root: looks at the interface's XDP program from outside.
+#[test]
+fn root_a_killed_engine_leaves_no_xdp_program() {
+    if let Err(why) = Lab::xdp_available() {
+        eprintln!("passed over: {why}");
+        return;
+    }
+    let world = World::new(&["client1"], 1_000);
+    let client = world.start("client1", false, &world.client("client1", true));
+    let host = world.lab.host("client1").unwrap();
+    let has_program = || {
+        let out = host.command("ip").args(["-d", "link", "show", "dev", host.interface()]).output().unwrap();
+        String::from_utf8_lossy(&out.stdout).contains("prog/xdp")
+    };
+    assert!(has_program());
+    kill(client);
+    until("the program goes with its process", || !has_program());
+    // And the next one starts at once.
+    kill(world.start("client1", false, &world.client("client1", true)));
+}
