@@ -5,12 +5,14 @@ use std::io;
 use std::path::Path;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::link::LinkStats;
 
-/// The final counters, as JSON in the file that `report` names.
-#[derive(Clone, Debug, Serialize)]
+/// The final counters, as JSON in the file that `report` names. Read back, what an engine did not
+/// say is 0 or empty.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
     /// The engine's name.
     pub name: String,
@@ -29,7 +31,8 @@ pub struct Report {
 }
 
 /// The duty cycle.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CycleReport {
     /// Turns of the cycle.
     pub turns: u64,
@@ -44,7 +47,8 @@ pub struct CycleReport {
 }
 
 /// A stream received.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SubscriptionReport {
     /// Group and port.
     pub stream: String,
@@ -83,7 +87,8 @@ pub struct SubscriptionReport {
 }
 
 /// A stream published.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PublicationReport {
     /// Group and port.
     pub stream: String,
@@ -114,7 +119,8 @@ pub struct PublicationReport {
 }
 
 /// A stream recorded.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ArchiveReport {
     /// Group and port.
     pub stream: String,
@@ -147,7 +153,8 @@ pub struct ArchiveReport {
 }
 
 /// Percentiles of a latency, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Latency {
     /// Messages measured.
     pub count: u64,

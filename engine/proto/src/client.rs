@@ -293,8 +293,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             // Whoever still answers knows whether there was more.
             self.probe(now.mono);
         }
-        // While the application stands still nothing more is asked for than can be held.
-        let limit = self.cursor.next.plus(self.hold.window());
+        // Nothing is asked for that could not be held when it comes.
+        let mut limit = self.cursor.next.plus(self.hold.window());
+        if !self.hold.has_room() {
+            limit = self.hold.top(self.cursor.next).unwrap_or(limit);
+        }
         if self.gaps.is_due(now.mono, limit) && (!self.cursor.blocked || self.hold.has_room()) {
             while let Some(range) = self.gaps.take_given_up(now.mono, &self.parties) {
                 self.give_up(now.mono, range, app);
@@ -408,6 +411,13 @@ impl<F: AsRef<[u8]>> Client<F> {
             last: self.cursor.next.plus(self.hold.window() - 1),
         };
         let ahead = range.intersect(window);
+        if let Some(part) = ahead
+            && !self.hold.has_room()
+            && let Some(gone) = self.hold.evict_beyond(part.last, self.cursor.next)
+        {
+            self.cursor.stats.overruns += 1;
+            self.gaps.miss(gone, now.mono);
+        }
         if let Some(part) = ahead
             && let Ok(new) = self.hold.put(part, frame)
         {

@@ -17,11 +17,16 @@ pub struct Hold<F> {
     slots: Box<[u32]>,
     frames: Vec<Option<Held<F>>>,
     free: Vec<u32>,
+    /// At least the highest number held.
+    top: Seq,
 }
 
 #[derive(Debug)]
 struct Held<F> {
     frame: F,
+    /// The numbers for which the frame was taken.
+    range: SeqRange,
+    /// How many of them still point here.
     slots: u32,
 }
 
@@ -35,6 +40,7 @@ impl<F> Hold<F> {
             slots: vec![EMPTY; slots as usize].into_boxed_slice(),
             frames: (0..frames).map(|_| None).collect(),
             free: (0..frames).rev().collect(),
+            top: Seq(0),
         }
     }
 
@@ -95,8 +101,40 @@ impl<F> Hold<F> {
             return Err(frame);
         }
         self.free.pop();
-        self.frames[index as usize] = Some(Held { frame, slots: taken });
+        self.frames[index as usize] = Some(Held {
+            frame,
+            range,
+            slots: taken,
+        });
+        self.top = self.top.max(range.last);
         Ok(taken)
+    }
+
+    /// The highest number held. `next` is the lowest number that may be held.
+    pub fn top(&mut self, next: Seq) -> Option<Seq> {
+        if self.is_empty() {
+            return None;
+        }
+        while self.top > next && *self.slot(self.top) == EMPTY {
+            self.top = self.top.prev();
+        }
+        Some(self.top)
+    }
+
+    /// Gives up the frame that is farthest ahead, if it lies behind `seq`, and says which numbers
+    /// that were. Near frames are worth more: they are delivered first.
+    pub fn evict_beyond(&mut self, seq: Seq, next: Seq) -> Option<SeqRange> {
+        let top = self.top(next).filter(|top| *top > seq)?;
+        let index = *self.slot(top);
+        let range = self.frames.get(index as usize)?.as_ref()?.range;
+        // Numbers of the frame that an older one had before stay with that one.
+        let mut first = top;
+        while first > range.first && first > next && *self.slot(first.prev()) == index {
+            first = first.prev();
+        }
+        let gone = SeqRange { first, last: top };
+        self.drop_range(gone);
+        Some(gone)
     }
 
     /// Lets go of the numbers of `range`, and of each frame of which no number is left.
@@ -135,6 +173,20 @@ mod tests {
 
     fn range(first: u32, count: u32) -> SeqRange {
         SeqRange::of(Seq(first), count).unwrap()
+    }
+
+    #[test]
+    fn the_farthest_frame_goes_first() {
+        let mut hold = Hold::new(64, 3);
+        for first in [20, 10, 30] {
+            hold.put(range(first, 5), first).unwrap();
+        }
+        assert_eq!(hold.evict_beyond(Seq(40), Seq(5)), None, "nothing is farther");
+        assert_eq!(hold.evict_beyond(Seq(8), Seq(5)), Some(range(30, 5)));
+        assert_eq!(hold.top(Seq(5)), Some(Seq(24)));
+        assert!(hold.put(range(5, 5), 5).is_ok());
+        assert_eq!(hold.evict_beyond(Seq(8), Seq(5)), Some(range(20, 5)));
+        assert_eq!(hold.len(), 2);
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub struct Datagram<F> {
 }
 
 /// What a link has moved and dropped since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct LinkStats {
     /// Datagrams handed to the engine.
     pub received: u64,
