@@ -1,5 +1,6 @@
-//! What the `seqcast` command is made of: market data to publish, and labs to publish it in.
+//! What the `seqcast` command is made of: market data to publish, labs to publish it in, and a look
+//! into what archives hold.
 
-pub mod binaryfile;
 pub mod itch;
 pub mod lab;
+mod table;

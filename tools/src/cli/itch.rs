@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use seqcast_tools::binaryfile::Writer;
+use seqcast_engine::feed::binaryfile::Writer;
 use seqcast_tools::itch::{Generator, Length, Spec, describe};
 
 #[derive(clap::Args)]

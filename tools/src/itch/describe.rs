@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 
+use seqcast_engine::feed::binaryfile::{ReadError, Reader};
+
 use super::{message_length, message_name, timestamp_ns};
-use crate::binaryfile::{ReadError, Reader};
 
 /// Problems kept word for word; those after it are only counted.
 const PROBLEMS_SHOWN: usize = 10;
@@ -151,8 +152,8 @@ impl fmt::Display for Description {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::binaryfile::Writer;
     use crate::itch::{Generator, Length, Spec};
+    use seqcast_engine::feed::binaryfile::Writer;
 
     fn framed(messages: &[&[u8]]) -> Vec<u8> {
         let mut writer = Writer::new(Vec::new());

@@ -2,9 +2,8 @@
 //! delivered what was published.
 //!
 //! The first part is the contract with `seqcast-engine`: the configuration that it is started
-//! with, the line that it prints when it receives, and the report that it leaves.
+//! with, and the line that it prints when it receives.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use seqcast_engine::feed::binaryfile::Writer;
+use seqcast_engine::report::Report;
+use serde::Serialize;
 
 use super::command::poll;
-use super::outcome::{ClientOutcome, Contents, Outcome};
+use super::outcome::{ClientOutcome, Contents, Outcome, rate_of};
 use super::{Error, Host, Lab, Place, Process, Spec, interrupt};
-use crate::binaryfile::Writer;
 use crate::itch;
 
 /// How engines move frames.
@@ -108,76 +108,6 @@ impl<'a> Messages<'a> {
             rate,
         }
     }
-}
-
-/// What an engine says when it ends. What it does not say counts as 0 or unknown.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub struct Report {
-    /// What its link really is: `xdp driver copy ...`, `udp on ...`.
-    pub mode: String,
-    /// Counters of its link.
-    pub link: BTreeMap<String, u64>,
-    /// What it received.
-    pub subscriptions: Vec<Subscription>,
-    /// What it published.
-    pub publications: Vec<Publication>,
-    /// What it stored: counters and texts by name, beside `stream`.
-    pub archives: Vec<BTreeMap<String, serde_json::Value>>,
-}
-
-/// One received stream.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub struct Subscription {
-    /// Group and port.
-    pub stream: String,
-    /// Messages delivered.
-    pub messages: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Times that messages were missing.
-    pub gaps: u64,
-    /// Messages that the archive sent again.
-    pub repaired_archive: u64,
-    /// Messages that the server sent again.
-    pub repaired_server: u64,
-    /// Messages given up.
-    pub lost: u64,
-    /// Messages that came again and were dropped.
-    pub duplicates: u64,
-    /// From publication to delivery, for messages that came at once.
-    pub latency_live_ns: Latency,
-    /// The same for messages that had to be asked for, and those held up behind them.
-    pub latency_repaired_ns: Latency,
-}
-
-/// Percentiles in ns.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Latency {
-    pub count: u64,
-    pub p50: Option<u64>,
-    pub p99: Option<u64>,
-    pub p999: Option<u64>,
-    pub max: Option<u64>,
-}
-
-/// One published stream.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-pub struct Publication {
-    /// Group and port.
-    pub stream: String,
-    /// The session's number.
-    pub session: u64,
-    /// Messages sent for the first time.
-    pub messages: u64,
-    /// Frames that they took.
-    pub frames: u64,
-    /// The last message that enough archives hold.
-    pub acknowledged: u64,
 }
 
 /// The start of the line that an engine prints when it receives.
@@ -300,6 +230,8 @@ impl Job {
             place: self.place,
             link: self.link,
             seconds,
+            rate_asked: self.rate,
+            rate_reached: rate_of(&self.path("archive", "d")),
             server: self.report("server")?,
             archive: self.report("archive")?,
             archive_bytes: tree_size(&self.path("archive", "d")).context("cannot measure what the archive holds")?,
@@ -516,61 +448,6 @@ mod tests {
             limit: None,
             directory: PathBuf::from("/run"),
         }
-    }
-
-    #[test]
-    fn the_configuration_is_what_the_engine_reads() {
-        let stream = job().stream();
-        let config = Config {
-            engine: EngineConfig {
-                name: "server",
-                interface: "eth1",
-                link: Link::Xdp,
-                mtu: 1500,
-                report: Path::new("/run/server.json"),
-                idle: "block",
-                fault: None,
-            },
-            role: Role::Publish([Publish {
-                stream,
-                source: Messages::binaryfile(Path::new("/in"), Some(50_000)),
-                state: Path::new("/run/server.d"),
-                archives: 1,
-            }]),
-        };
-        let expected = r#"[engine]
-name = "server"
-interface = "eth1"
-link = "xdp"
-mtu = 1500
-report = "/run/server.json"
-idle = "block"
-
-[[publish]]
-stream = "239.81.0.1:5000"
-state = "/run/server.d"
-archives = 1
-
-[publish.source]
-file = "/in"
-format = "binaryfile"
-rate = 50000
-"#;
-        assert_eq!(toml::to_string(&config).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_report_may_lack_what_an_engine_does_not_know() {
-        let text = r#"{"name": "client1", "mode": "udp on lo", "link": {"received": 7},
-            "subscriptions": [{"stream": "239.81.0.1:5000", "messages": 3,
-                "latency_live_ns": {"p50": 1500, "p999": 2500000, "count": 3}}],
-            "later": true}"#;
-        let report: Report = serde_json::from_str(text).unwrap();
-        let subscription = &report.subscriptions[0];
-        assert_eq!((subscription.messages, subscription.lost), (3, 0));
-        assert_eq!(subscription.latency_live_ns.to_string(), "1.5/-/2500.0");
-        assert_eq!(subscription.latency_repaired_ns.to_string(), "-");
-        assert_eq!(report.link["received"], 7);
     }
 
     #[test]

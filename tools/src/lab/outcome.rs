@@ -3,15 +3,20 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use seqcast_archive::Reader as ArchiveReader;
+use seqcast_engine::feed::binaryfile::{ReadError, Reader};
+use seqcast_engine::report::{Latency, Report};
+use seqcast_proto::seq::Seq;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::job::{Latency, Link, Report};
+use super::job::Link;
 use super::{Place, interrupt};
-use crate::binaryfile::{ReadError, Reader};
+use crate::table;
 
 /// A file of messages, in short.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,6 +57,11 @@ pub struct Outcome {
     pub link: Link,
     /// From the server's start to the end of the last engine but the archive's, in seconds.
     pub seconds: f64,
+    /// Messages per second that the server was asked for; as fast as it goes if not given.
+    pub rate_asked: Option<u64>,
+    /// Messages per second between the first and the last frame, by the server's own times as the
+    /// archive holds them; none if it holds fewer than two frames.
+    pub rate_reached: Option<f64>,
     /// What the server's engine said.
     pub server: Report,
     /// What the archive's engine said.
@@ -170,72 +180,139 @@ impl fmt::Display for Contents {
     }
 }
 
+/// Messages per second between the first and the last frame of an archive's last session.
+pub(super) fn rate_of(archive: &Path) -> Option<f64> {
+    let archive = ArchiveReader::open(archive).ok()?;
+    let mut session = archive.session(*archive.sessions().ok()?.last()?).ok()?;
+    let last = session.stored().as_slice().last()?.last;
+    let first = session.in_order(Seq::FIRST).next()?.ok()?;
+    let last = session.read(last).ok()??;
+    // The first frame's messages were there when the clock started.
+    let messages = last.range().end().since(first.range().end());
+    let ns = last.send_ns.checked_sub(first.send_ns).filter(|&ns| ns > 0)?;
+    Some(f64::from(messages) / (ns as f64 / 1e9))
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let messages = self.input.messages;
-        let rate = messages as f64 / self.seconds.max(1e-9);
-        writeln!(f, "{messages} messages in {:.1} s ({rate:.0}/s)\n", self.seconds)?;
-        let mut rows = vec![
-            [
-                "client",
-                "messages",
-                "gaps",
-                "by archive",
-                "by server",
-                "lost",
-                "duplicates",
-                "live us",
-                "repaired us",
-                "mode",
-                "output",
-            ]
-            .map(str::to_owned),
-        ];
+        writeln!(
+            f,
+            "{} messages, {:.1} s until all had ended",
+            self.input.messages, self.seconds
+        )?;
+        let asked = self
+            .rate_asked
+            .map_or("as fast as it goes".to_owned(), |rate| format!("{rate}/s"));
+        let reached = self
+            .rate_reached
+            .map_or("not known".to_owned(), |rate| format!("{rate:.0}/s"));
+        write!(f, "input rate: asked {asked}, reached {reached}")?;
+        if let (Some(asked), Some(reached)) = (self.rate_asked, self.rate_reached) {
+            write!(f, " ({:+.2} %)", (reached / asked as f64 - 1.0) * 100.0)?;
+        }
+        writeln!(f, "\n")?;
+
+        let head = "client messages gaps archive server lost duplicates p50 p99 p99.9 p50 p99 p99.9";
+        let mut names = head.split(' ');
+        let mut rows = vec![std::array::from_fn(|_| names.next().unwrap_or_default().to_owned())];
         rows.extend(self.clients.iter().map(ClientOutcome::row));
-        write_table(f, &rows)?;
-        writeln!(f, "(latency: p50/p99/p99.9)\n")?;
+        let groups = [
+            (3, 2, "repaired by"),
+            (7, 3, "latency live, us"),
+            (10, 3, "latency repaired, us"),
+        ];
+        let left = std::array::from_fn(|i| i == 0);
+        writeln!(f, "{}", table::render(&groups, left, &rows))?;
+
         for publication in &self.server.publications {
+            let pending = publication.messages.saturating_sub(publication.acknowledged);
+            let archived = match pending {
+                0 => "all archived".to_owned(),
+                n => format!("{n} not archived"),
+            };
             writeln!(
                 f,
-                "server: session {}, {} messages in {} frames, archived up to {}; {}",
-                publication.session,
-                publication.messages,
-                publication.frames,
-                publication.acknowledged,
-                or_dash(&self.server.mode),
+                "server: session {}, {} messages in {} frames, {archived}",
+                publication.session, publication.messages, publication.frames,
             )?;
         }
         for stored in &self.archive.archives {
-            let fields: Vec<String> = stored.iter().map(|(k, v)| format!("{k} {v}")).collect();
             writeln!(
                 f,
-                "archive: {}; {} bytes of files; {}",
-                fields.join(", "),
-                self.archive_bytes,
-                or_dash(&self.archive.mode),
+                "archive: stored {} messages in {} records, {} bytes of files",
+                stored.stored, stored.records, self.archive_bytes,
+            )?;
+            writeln!(
+                f,
+                "archive: {} gaps, {} messages repaired for it, {} lost; gave {} messages as repairs",
+                stored.gaps, stored.repaired, stored.lost, stored.repairs,
             )?;
         }
-        for client in &self.clients {
-            if let Some(number) = client.first_difference {
-                writeln!(
-                    f,
-                    "{}: message {number} is not as published; delivered {}",
-                    client.name, client.delivered
-                )?;
+        self.write_modes(f)?;
+        self.write_verdict(f)
+    }
+}
+
+impl Outcome {
+    /// What each host's link really was; hosts with the same one share a line.
+    fn write_modes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fixed = [("server", &self.server), ("archive", &self.archive)];
+        let clients = self.clients.iter().map(|client| (client.name.as_str(), &client.report));
+        let mut modes: Vec<(String, Vec<&str>)> = Vec::new();
+        for (name, report) in fixed.into_iter().chain(clients) {
+            let mode = without_address(&report.mode);
+            match modes.iter_mut().find(|(other, _)| *other == mode) {
+                Some((_, names)) => names.push(name),
+                None => modes.push((mode, vec![name])),
             }
         }
-        if self.all_equal() {
-            writeln!(f, "all clients delivered the input: SHA-256 {}", self.input.sha256)
-        } else {
-            writeln!(f, "NOT all clients delivered the input: SHA-256 {}", self.input.sha256)
+        match &modes[..] {
+            [(mode, _)] => writeln!(f, "link of all hosts: {mode}"),
+            modes => modes
+                .iter()
+                .try_for_each(|(mode, names)| writeln!(f, "link of {}: {mode}", names.join(", "))),
         }
     }
+
+    fn write_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.all_equal() {
+            return writeln!(f, "every client delivered the input: SHA-256 {}", self.input.sha256);
+        }
+        for client in &self.clients {
+            let Some(number) = client.first_difference else {
+                writeln!(f, "{} delivered the input", client.name)?;
+                continue;
+            };
+            let delivered = &client.delivered;
+            let how = if number <= delivered.messages.min(self.input.messages) {
+                format!("message {number} is another")
+            } else if delivered.truncated {
+                format!("message {number} is cut short")
+            } else if number > self.input.messages {
+                format!("message {number} is one too many")
+            } else {
+                format!("message {number} and all after it are missing")
+            };
+            writeln!(f, "{} did NOT deliver the input: {how}; {delivered}", client.name)?;
+        }
+        writeln!(f, "NOT every client delivered the input: SHA-256 {}", self.input.sha256)
+    }
+}
+
+/// A mode without the host's own address, which says nothing of how frames move.
+fn without_address(mode: &str) -> String {
+    let address = |word: &str| word.trim_end_matches(',').parse::<SocketAddrV4>().is_ok();
+    let words = mode.split(' ').filter(|word| !address(word));
+    let mode = words.collect::<Vec<_>>().join(" ");
+    if mode.is_empty() { "not said".to_owned() } else { mode }
 }
 
 impl ClientOutcome {
     /// One line of the table; a client of a lab has one subscription.
-    fn row(&self) -> [String; 11] {
+    fn row(&self) -> [String; 13] {
         let subscription = self.report.subscriptions.first().cloned().unwrap_or_default();
+        let [live, live99, live999] = microseconds(subscription.latency_live_ns);
+        let [repaired, repaired99, repaired999] = microseconds(subscription.latency_repaired_ns);
         [
             self.name.clone(),
             self.delivered.messages.to_string(),
@@ -244,48 +321,21 @@ impl ClientOutcome {
             subscription.repaired_server.to_string(),
             subscription.lost.to_string(),
             subscription.duplicates.to_string(),
-            subscription.latency_live_ns.to_string(),
-            subscription.latency_repaired_ns.to_string(),
-            or_dash(&self.report.mode).to_owned(),
-            if self.equal { "equal" } else { "DIFFERS" }.to_owned(),
+            live,
+            live99,
+            live999,
+            repaired,
+            repaired99,
+            repaired999,
         ]
     }
 }
 
-/// Microseconds: `p50/p99/p99.9`.
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.count == 0 {
-            return f.write_str("-");
-        }
-        for (i, value) in [self.p50, self.p99, self.p999].into_iter().enumerate() {
-            f.write_str(if i > 0 { "/" } else { "" })?;
-            match value {
-                Some(ns) => write!(f, "{:.1}", ns as f64 / 1e3)?,
-                None => f.write_str("-")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-fn or_dash(text: &str) -> &str {
-    if text.is_empty() { "-" } else { text }
-}
-
-/// Columns as wide as they need; the first and the last two to the left, numbers to the right.
-fn write_table<const N: usize>(f: &mut fmt::Formatter<'_>, rows: &[[String; N]]) -> fmt::Result {
-    let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0));
-    for row in rows {
-        let mut line = String::new();
-        for (i, (cell, width)) in row.iter().zip(widths).enumerate() {
-            if i == 0 || i + 2 >= N {
-                line += &format!("{cell:<width$}  ");
-            } else {
-                line += &format!("{cell:>width$}  ");
-            }
-        }
-        writeln!(f, "{}", line.trim_end())?;
-    }
-    Ok(())
+/// p50, p99 and p99.9; tenths below 1 ms.
+fn microseconds(latency: Latency) -> [String; 3] {
+    [latency.p50, latency.p99, latency.p999].map(|ns| match (latency.count, ns) {
+        (0, _) => "-".to_owned(),
+        (_, ..1_000_000) => format!("{:.1}", ns as f64 / 1e3),
+        _ => format!("{:.0}", ns as f64 / 1e3),
+    })
 }
