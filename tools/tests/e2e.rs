@@ -82,7 +82,12 @@ impl World {
         // Runs on loopback share one network: each takes a group of its own.
         let pid = std::process::id();
         let [_, _, c, d] = pid.to_be_bytes();
-        let salt = dir.path().as_os_str().as_encoded_bytes().iter().fold(0u16, |h, b| h.wrapping_mul(31) ^ u16::from(*b));
+        let salt = dir
+            .path()
+            .as_os_str()
+            .as_encoded_bytes()
+            .iter()
+            .fold(0u16, |h, b| h.wrapping_mul(31) ^ u16::from(*b));
         let stream = format!("239.82.{c}.{d}:{}", 20_000 + salt % 20_000);
         let link = if place == Place::Veth { "xdp" } else { "udp" };
         World {
@@ -200,7 +205,10 @@ impl World {
                 }
             }
         }
-        assert!(got.finish().unwrap() == fs::read(&self.input).unwrap(), "the archive holds something else");
+        assert!(
+            got.finish().unwrap() == fs::read(&self.input).unwrap(),
+            "the archive holds something else"
+        );
     }
 }
 
@@ -312,7 +320,9 @@ fn server_archive_and_client_live_in_one_process() {
 fn without_an_archive_the_server_repairs() {
     let world = World::new(&["server", "client1"], 20_000);
     let mut client = world.start("client1", true, &world.client("client1", true));
-    let roles = world.server(20_000, "linger_ms = 2000").replace("archives = 1", "archives = 0");
+    let roles = world
+        .server(20_000, "linger_ms = 2000")
+        .replace("archives = 1", "archives = 0");
     let mut server = world.start("server", false, &roles);
     client.wait(LIMIT).unwrap();
     server.wait(LIMIT).unwrap();
@@ -328,7 +338,9 @@ fn a_new_client_starts_at_now() {
     let mut client = world.start("client1", false, &world.client("client1", true));
     let mut server = world.start("server", false, &world.server(15_000, ""));
     world.until_delivered("client1", 30);
-    let roles = world.client("late", true).replace("from = \"session\"", "from = \"now\"");
+    let roles = world
+        .client("late", true)
+        .replace("from = \"session\"", "from = \"now\"");
     let mut late = world.start("late", false, &roles);
     for process in [&mut client, &mut late, &mut server] {
         process.wait(LIMIT).unwrap();
@@ -336,7 +348,11 @@ fn a_new_client_starts_at_now() {
     terminate(archive);
     let got = fs::read(world.path("late.out")).unwrap();
     let want = fs::read(&world.input).unwrap();
-    assert!(!got.is_empty() && got.len() < want.len() * 9 / 10, "{} bytes", got.len());
+    assert!(
+        !got.is_empty() && got.len() < want.len() * 9 / 10,
+        "{} bytes",
+        got.len()
+    );
     assert!(want.ends_with(&got), "an unbroken tail of the stream");
 }
 
@@ -362,7 +378,11 @@ fn lines_go_from_standard_input_to_standard_output_and_through_a_fifo() {
             .unwrap()
     };
     let ready = |log: &str| {
-        until(log, || fs::read_to_string(world.path(log)).unwrap_or_default().contains("ready "));
+        until(log, || {
+            fs::read_to_string(world.path(log))
+                .unwrap_or_default()
+                .contains("ready ")
+        });
     };
     let to_stdout = config(
         "stdout",
@@ -411,7 +431,12 @@ fn bad_input_is_refused_with_a_remedy() {
     let run = |text: &str| {
         let path = dir.path().join("c.toml");
         fs::write(&path, text).unwrap();
-        let out = Command::new(engine()).args(["run", "--config"]).arg(&path).stdin(Stdio::null()).output().unwrap();
+        let out = Command::new(engine())
+            .args(["run", "--config"])
+            .arg(&path)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         assert!(!out.status.success());
         String::from_utf8(out.stderr).unwrap()
     };
@@ -421,7 +446,10 @@ fn bad_input_is_refused_with_a_remedy() {
         (good.replace("\"lo\"", "\"nosuch0\""), "nosuch0"),
         (good.to_owned(), "/nonexistent"),
         (good.replace("239.82.0.1", "224.0.0.5"), "239.0.0.0/8"),
-        (good.replace("file = \"/nonexistent\"", "program = true"), "no program feeds"),
+        (
+            good.replace("file = \"/nonexistent\"", "program = true"),
+            "no program feeds",
+        ),
     ] {
         let error = run(&text);
         assert!(error.contains(words), "{error}");
@@ -439,7 +467,11 @@ fn root_a_killed_engine_leaves_no_xdp_program() {
     let client = world.start("client1", false, &world.client("client1", true));
     let host = world.lab.host("client1").unwrap();
     let has_program = || {
-        let out = host.command("ip").args(["-d", "link", "show", "dev", host.interface()]).output().unwrap();
+        let out = host
+            .command("ip")
+            .args(["-d", "link", "show", "dev", host.interface()])
+            .output()
+            .unwrap();
         String::from_utf8_lossy(&out.stdout).contains("prog/xdp")
     };
     assert!(has_program());
