@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use seqcast_engine::feed::binaryfile::Writer;
 use seqcast_tools::itch::{Generator, Length, Spec, describe};
 
+use super::done_if_pipe_closed;
+
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("action").required(true).args(["out", "describe"]))]
 #[command(group = clap::ArgGroup::new("length").args(["messages", "bytes"]))]
@@ -34,6 +36,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    done_if_pipe_closed(make_or_describe(args))
+}
+
+fn make_or_describe(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.describe {
         let source: Box<dyn Read> = if path == Path::new("-") {
             Box::new(io::stdin().lock())
@@ -58,11 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     })?;
     let path = args.out.as_deref().unwrap_or(Path::new("-"));
     if path == Path::new("-") {
-        match write(generator, io::stdout().lock()) {
-            // The reader has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("cannot write to standard output"),
-        }?;
+        write(generator, io::stdout().lock()).context("cannot write to standard output")?;
     } else {
         File::create(path)
             .and_then(|file| write(generator, file))

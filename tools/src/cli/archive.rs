@@ -1,0 +1,526 @@
+//! `seqcast archive`.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::{Subcommand, ValueEnum};
+use seqcast_archive::{Error, Progress, Reader, Verified};
+use seqcast_engine::feed;
+use seqcast_proto::seq::{Seq, Session};
+use seqcast_tools::archive::prune::{Old, Rules};
+use seqcast_tools::archive::select::{Selection, Walked, Which};
+use seqcast_tools::archive::summary::{self, Summary};
+use seqcast_tools::archive::{pcapng, text, utc_millis};
+
+use super::{done_if_pipe_closed, tell};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the sessions of an archive.
+    ///
+    /// One line for each session: when the first and the last of its stored messages were sent
+    /// (UTC), how many messages are stored, how many exist nowhere (lost), in how many gaps others
+    /// are missing, the bytes of its files, and whether it has ended.
+    #[command(after_help = "Example:\n  seqcast archive ls /var/lib/seqcast/ticks")]
+    Ls {
+        /// The archive's directory.
+        dir: PathBuf,
+    },
+    /// Show what is known of a session: times, ranges of numbers, files, neighbours.
+    #[command(after_help = "Example:\n  seqcast archive info /var/lib/seqcast/ticks --session last")]
+    Info {
+        /// The archive's directory.
+        dir: PathBuf,
+        #[command(flatten)]
+        session: SessionArg,
+    },
+    /// Read everything, and check every checksum and that every message is found.
+    ///
+    /// Names each damaged place by file and byte. The exit status is 1 if anything is damaged. On a
+    /// terminal, a line on standard error shows how far it is.
+    #[command(after_help = "Example:\n  seqcast archive verify /var/lib/seqcast/ticks && echo good")]
+    Verify {
+        /// The archive's directory.
+        dir: PathBuf,
+        #[command(flatten)]
+        session: SessionArg,
+    },
+    /// Write messages to standard output, in the order of their numbers.
+    ///
+    /// Ends where the archive ended when it was opened; it does not follow a live one. What of the
+    /// selection is not there is counted on standard error at the end.
+    #[command(after_help = "Examples:\n  \
+        seqcast archive cat ticks --session last --from 100 --to 199 --format json\n  \
+        seqcast archive cat ticks --since 2026-03-02T14:30:00Z --format binaryfile | consumer\n  \
+        seqcast archive cat ticks --since 5m --format hex | head")]
+    Cat {
+        /// The archive's directory.
+        dir: PathBuf,
+        #[command(flatten)]
+        selection: SelectionArgs,
+        /// How messages are written.
+        #[arg(long, value_enum, default_value_t = CatFormat::Lines)]
+        format: CatFormat,
+    },
+    /// Write messages to a file that other programs open.
+    ///
+    /// A capture (pcapng) has one packet for each record: the DATA frame that carried it, at the
+    /// time at which the archive received it, to the nanosecond. The archive does not keep who
+    /// sent a frame: the packets come from 192.0.2.1.
+    #[command(after_help = "Examples:\n  \
+        seqcast archive export ticks --format pcapng --out ticks.pcapng --group 239.81.0.1:5000\n  \
+        seqcast archive export ticks --session last --format jsonl --out - | jq .sequence")]
+    Export {
+        /// The archive's directory.
+        dir: PathBuf,
+        #[command(flatten)]
+        selection: SelectionArgs,
+        /// What kind of file.
+        #[arg(long, value_enum)]
+        format: ExportFormat,
+        /// The file, written anew; "-" for standard output.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// For captures: the group and port to show. Unless given, what the stream's identity says:
+        /// 239.0 and the lower half of the group's address, and the port.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        group: Option<SocketAddrV4>,
+    },
+    /// Remove old sessions from an archive that no engine has open.
+    ///
+    /// A session goes when no rule keeps it: with both rules, it is neither among the newest N nor
+    /// young enough. Beside a live engine this is refused, since the engine still serves repairs
+    /// from all its sessions; a dry run is not.
+    #[command(
+        group = clap::ArgGroup::new("rules").required(true).multiple(true).args(["keep_sessions", "older_than"]),
+        after_help = "Examples:\n  \
+            seqcast archive prune /var/lib/seqcast/ticks --older-than 30d --dry-run\n  \
+            seqcast archive prune /var/lib/seqcast/ticks --keep-sessions 5 --older-than 30d"
+    )]
+    Prune {
+        /// The archive's directory.
+        dir: PathBuf,
+        /// Keep the newest N sessions.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        keep_sessions: Option<u32>,
+        /// Keep sessions whose last message was received within this time, such as 12h or 30d.
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        older_than: Option<Duration>,
+        /// Only say what would go.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct SessionArg {
+    /// Only this session: its number, or "last" for the newest; all unless given.
+    #[arg(long, value_name = "N", value_parser = parse_session)]
+    session: Option<Which>,
+}
+
+#[derive(clap::Args)]
+struct SelectionArgs {
+    #[command(flatten)]
+    session: SessionArg,
+    /// Start at this sequence number.
+    #[arg(long, value_name = "SEQ")]
+    from: Option<u32>,
+    /// End with this sequence number.
+    #[arg(long, value_name = "SEQ")]
+    to: Option<u32>,
+    /// Nothing that was sent before: a time such as 2026-03-02T14:30:00.5Z (UTC), a duration before
+    /// now such as 90s or 2h, or ns since the Unix epoch such as @1772461800500000000.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CatFormat {
+    /// A line each: session, number, payload in hexadecimal digits.
+    Hex,
+    /// A line each: an object with session, sequence, sent_ns, received_ns, subject, and payload in
+    /// hexadecimal digits.
+    Json,
+    /// The payload and a line feed.
+    Lines,
+    /// A big-endian length of 16 bits and the payload.
+    Binaryfile,
+    /// Payloads with nothing between.
+    Raw,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExportFormat {
+    /// A packet capture.
+    Pcapng,
+    /// An object a line, as "cat --format json".
+    Jsonl,
+}
+
+impl SessionArg {
+    fn selection(&self) -> Selection {
+        Selection {
+            session: self.session.unwrap_or_default(),
+            ..Selection::default()
+        }
+    }
+}
+
+impl SelectionArgs {
+    fn selection(&self) -> Selection {
+        Selection {
+            from: self.from.map(Seq),
+            to: self.to.map(Seq),
+            since: self.since,
+            ..self.session.selection()
+        }
+    }
+}
+
+impl From<CatFormat> for text::Format {
+    fn from(format: CatFormat) -> text::Format {
+        match format {
+            CatFormat::Hex => text::Format::Hex,
+            CatFormat::Json => text::Format::Json,
+            CatFormat::Lines => text::Format::Payload(feed::Format::Lines),
+            CatFormat::Binaryfile => text::Format::Payload(feed::Format::Binaryfile),
+            CatFormat::Raw => text::Format::Payload(feed::Format::Raw),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    match &args.command {
+        Command::Ls { dir } => done_if_pipe_closed(ls(dir)),
+        Command::Info { dir, session } => done_if_pipe_closed(info(dir, &session.selection())),
+        Command::Verify { dir, session } => verify(dir, &session.selection()),
+        Command::Cat { dir, selection, format } => {
+            let archive = open(dir)?;
+            let out = io::stdout().lock();
+            done_if_pipe_closed(cat(&archive, &selection.selection(), (*format).into(), out))
+        }
+        Command::Export {
+            dir,
+            selection,
+            format,
+            out,
+            group,
+        } => {
+            let archive = open(dir)?;
+            done_if_pipe_closed(export(&archive, &selection.selection(), *format, out, *group))
+        }
+        Command::Prune {
+            dir,
+            keep_sessions,
+            older_than,
+            dry_run,
+        } => {
+            let rules = Rules {
+                keep_sessions: keep_sessions.map_or(0, |n| n as usize),
+                older_than: *older_than,
+            };
+            prune(dir, rules, *dry_run)
+        }
+    }
+}
+
+fn open(dir: &Path) -> Result<Reader> {
+    Reader::open(dir).with_context(|| format!("no archive can be opened in {}", dir.display()))
+}
+
+fn ls(dir: &Path) -> Result<ExitCode> {
+    let archive = open(dir)?;
+    let mut sessions = Vec::new();
+    let mut code = ExitCode::SUCCESS;
+    for session in archive.sessions()? {
+        match archive
+            .session(session)
+            .and_then(|mut reader| Summary::of(session, &mut reader))
+        {
+            Ok(summary) => sessions.push(summary),
+            // Removed by the writer since it was listed.
+            Err(Error::Unknown(_)) => {}
+            Err(error) => {
+                eprintln!("seqcast: session {session}: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    write!(io::stdout(), "{}", summary::list(&sessions))?;
+    Ok(code)
+}
+
+fn info(dir: &Path, selection: &Selection) -> Result<ExitCode> {
+    let archive = open(dir)?;
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "archive of stream {}, identity {:#010x}",
+        archive.stream(),
+        archive.identity()
+    )?;
+    for session in selection.sessions(&archive)? {
+        let mut reader = archive.session(session)?;
+        write!(out, "\n{}", summary::describe(session, &mut reader)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(dir: &Path, selection: &Selection) -> Result<ExitCode> {
+    let archive = open(dir)?;
+    let mut damaged = false;
+    for session in selection.sessions(&archive)? {
+        let mut meter = Meter::new(session);
+        let verified = archive
+            .session(session)
+            .and_then(|mut reader| reader.verify(|progress| meter.show(progress)));
+        meter.clear();
+        match verified {
+            Ok(found) => {
+                tell(report_verified(session, &found))?;
+                damaged |= found.damaged > 0;
+            }
+            Err(Error::Unknown(_)) if selection.session == Which::All => {}
+            Err(error) => {
+                tell(writeln!(io::stdout(), "session {session}: {error}"))?;
+                damaged = true;
+            }
+        }
+    }
+    Ok(if damaged { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn report_verified(session: Session, found: &Verified) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for damage in &found.damage {
+        writeln!(out, "session {session}: {damage}")?;
+    }
+    let listed = found.damage.len() as u64;
+    if found.damaged > listed {
+        writeln!(out, "session {session}: {} damaged places more", found.damaged - listed)?;
+    }
+    let Progress {
+        segments,
+        records,
+        bytes,
+        ..
+    } = found.progress;
+    let verdict = match found.damaged {
+        0 => "good".to_owned(),
+        n => format!("DAMAGED in {n} places"),
+    };
+    writeln!(
+        out,
+        "session {session}: {verdict}; {records} records, {bytes} bytes in {segments} segments"
+    )
+}
+
+/// A line on the terminal that says how far a session's check is.
+struct Meter {
+    session: Session,
+    start: Instant,
+    /// When the line was last written; not at all if nobody looks at it.
+    shown: Option<Instant>,
+    visible: bool,
+}
+
+impl Meter {
+    fn new(session: Session) -> Meter {
+        Meter {
+            session,
+            start: Instant::now(),
+            shown: None,
+            visible: io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        const PAUSE: Duration = Duration::from_millis(100);
+        if !self.visible || self.shown.is_some_and(|shown| shown.elapsed() < PAUSE) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let megabytes = progress.bytes as f64 / 1e6;
+        eprint!(
+            "\r\x1b[Ksession {}: {} of {} segments, {megabytes:.0} MB, {:.0} MB/s",
+            self.session,
+            progress.segments,
+            progress.of,
+            megabytes / self.start.elapsed().as_secs_f64().max(1e-3),
+        );
+    }
+
+    fn clear(&mut self) {
+        if self.shown.take().is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Writes to disks and pipes are worth a system call by this many bytes.
+const BUFFER: usize = 1 << 18;
+
+fn cat(archive: &Reader, selection: &Selection, format: text::Format, out: impl Write) -> Result<ExitCode> {
+    let mut writer = text::Writer::new(BufWriter::with_capacity(BUFFER, out), format);
+    let walked = selection.walk(archive, &mut |taken| writer.write(&taken))?;
+    writer.finish()?;
+    tell_absent(&walked);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn export(
+    archive: &Reader,
+    selection: &Selection,
+    format: ExportFormat,
+    path: &Path,
+    group: Option<SocketAddrV4>,
+) -> Result<ExitCode> {
+    // Nothing is overwritten for a selection that cannot be.
+    selection.sessions(archive)?;
+    let out: Box<dyn Write> = if path == Path::new("-") {
+        Box::new(io::stdout().lock())
+    } else {
+        Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+    };
+    let written = match format {
+        ExportFormat::Jsonl => cat(archive, selection, text::Format::Json, out),
+        ExportFormat::Pcapng => {
+            let group = group.unwrap_or_else(|| pcapng::derived_group(archive.stream()));
+            capture(archive, selection, group, out)
+        }
+    };
+    written.with_context(|| format!("{} is not complete", path.display()))
+}
+
+fn capture(archive: &Reader, selection: &Selection, group: SocketAddrV4, out: impl Write) -> Result<ExitCode> {
+    let out = BufWriter::with_capacity(BUFFER, out);
+    let mut writer = pcapng::Writer::new(out, archive.stream(), group)?;
+    let walked = selection.walk(archive, &mut |taken| writer.write(&taken))?;
+    writer.finish()?;
+    tell_absent(&walked);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What of a selection was not there.
+fn tell_absent(walked: &Walked) {
+    for (count, why) in [
+        (walked.lost, "exist nowhere"),
+        (walked.missing, "are not in the archive"),
+        (
+            walked.unreadable,
+            "could not be read: damaged (see \"seqcast archive verify\"), or released meanwhile",
+        ),
+    ] {
+        if count > 0 {
+            eprintln!("seqcast: {count} messages left out that {why}");
+        }
+    }
+}
+
+fn prune(dir: &Path, rules: Rules, dry_run: bool) -> Result<ExitCode> {
+    let now = now();
+    let mut bytes = 0;
+    let mut count = 0;
+    let mut out = io::stdout().lock();
+    let mut count_and_tell = |verb: &str, old: &Old| -> Result<()> {
+        bytes += old.bytes;
+        count += 1;
+        let last = old.last_ns.map_or("not known".to_owned(), utc_millis);
+        let Old { session, bytes, .. } = old;
+        Ok(tell(writeln!(
+            out,
+            "{verb} session {session}: last message {last}, {bytes} bytes"
+        ))?)
+    };
+    if dry_run {
+        for old in rules.old_sessions(dir, now)? {
+            count_and_tell("would remove", &old)?;
+        }
+    } else {
+        let note = |note: &_| eprintln!("seqcast: {note}");
+        rules.prune(dir, now, note, |old| count_and_tell("removed", old))?;
+    }
+    tell(writeln!(out, "{count} sessions, {bytes} bytes"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// ns since the Unix epoch.
+fn now() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn parse_session(text: &str) -> Result<Which, String> {
+    if text == "last" {
+        return Ok(Which::Last);
+    }
+    let number = text.parse().map(|n| Which::One(Session(n)));
+    number.map_err(|_| "write a session's number, or \"last\"".to_owned())
+}
+
+fn parse_time(text: &str) -> Result<u64, String> {
+    let ns = if let Some(ns) = text.strip_prefix('@') {
+        ns.parse().ok()
+    } else if let Ok(before) = humantime::parse_duration(text) {
+        u64::try_from(before.as_nanos()).ok().map(|ns| now().saturating_sub(ns))
+    } else {
+        let time = humantime::parse_rfc3339_weak(text).ok();
+        let since_epoch = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        since_epoch.and_then(|d| u64::try_from(d.as_nanos()).ok())
+    };
+    ns.ok_or_else(|| {
+        "write a UTC time such as 2026-03-02T14:30:00Z, a duration before now such as 2h, or @ and ns since the \
+         Unix epoch"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_points_or_lie_before_now() {
+        let half_past = 1_772_461_800_000_000_000;
+        for (text, ns) in [
+            ("2026-03-02T14:30:00Z", half_past),
+            ("2026-03-02 14:30:00.000000007", half_past + 7),
+            ("@1772461800000000007", half_past + 7),
+        ] {
+            assert_eq!(parse_time(text), Ok(ns), "{text}");
+        }
+        let hour = 3_600_000_000_000;
+        let before = now() - hour;
+        let parsed = parse_time("1h").unwrap();
+        assert!((before..=now() - hour).contains(&parsed));
+        for text in [
+            "",
+            "@",
+            "@-1",
+            "yesterday",
+            "2026-13-02T14:30:00Z",
+            "1969-01-01T00:00:00Z",
+        ] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sessions_have_numbers_or_are_the_last() {
+        assert_eq!(parse_session("7"), Ok(Which::One(Session(7))));
+        assert_eq!(parse_session("last"), Ok(Which::Last));
+        assert!(parse_session("-1").is_err() && parse_session("newest").is_err());
+    }
+}
