@@ -273,6 +273,74 @@ pub struct Sink {
     pub format: Format,
 }
 
+/// `rate` of `[[publish]]`: limits on new messages; 0 means none.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rate {
+    /// Bytes of UDP payload a second.
+    pub bytes: u64,
+    /// Frames a second.
+    pub frames: u64,
+    /// Bytes at once after a pause; frames in the same proportion.
+    pub burst: Bytes,
+}
+
+impl Default for Rate {
+    fn default() -> Rate {
+        Rate {
+            bytes: 0,
+            frames: 0,
+            burst: Bytes(64 << 10),
+        }
+    }
+}
+
+/// To whom repairs go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cast {
+    /// To who asked; to the group when several ask for the same.
+    #[default]
+    Auto,
+    /// To who asked, always.
+    Unicast,
+    /// To the group, always.
+    Multicast,
+}
+
+/// `repair` of `[[publish]]` and `[[archive]]`: how repairs are given.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Repair {
+    /// To whom they go.
+    pub cast: Cast,
+    /// A second question for the same within this many microseconds is answered to the group.
+    pub merge_us: u64,
+    /// Bytes of repairs a second; 0 means no limit.
+    pub bytes: u64,
+}
+
+impl Default for Repair {
+    fn default() -> Repair {
+        Repair {
+            cast: Cast::Auto,
+            merge_us: 2000,
+            bytes: 0,
+        }
+    }
+}
+
+/// How a client asks for repairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Query {
+    /// Point to point, at the addresses that heartbeats name.
+    #[default]
+    Unicast,
+    /// By multicast, so that clients that missed the same ask once.
+    Multicast,
+}
+
 /// `[[publish]]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -300,6 +368,16 @@ pub struct Publish {
     /// Longest pause between heartbeats, in milliseconds.
     #[serde(default = "default_heartbeat_max")]
     pub heartbeat_max_ms: u64,
+    /// Limits on new messages.
+    #[serde(default)]
+    pub rate: Rate,
+    /// Messages sent and not acknowledged after which producers are held back; 0: only `retain`
+    /// counts.
+    #[serde(default)]
+    pub unacknowledged_max: u64,
+    /// How repairs are given.
+    #[serde(default)]
+    pub repair: Repair,
     /// Least time for last questions after the end, in milliseconds.
     #[serde(default = "default_linger")]
     pub linger_ms: u64,
@@ -361,9 +439,15 @@ pub struct Subscribe {
     /// Wait for frames that overtook each other, in microseconds, before asking.
     #[serde(default)]
     pub reorder_us: u64,
+    /// How repairs are asked for.
+    #[serde(default)]
+    pub query: Query,
     /// Longest random pause before the first NAK, in microseconds.
     #[serde(default)]
     pub backoff_us: u64,
+    /// As `backoff_us`, in hundredths of the measured round trip; both add up.
+    #[serde(default = "default_backoff_percent")]
+    pub backoff_rtt_percent: u32,
     /// Time after which a gap is reported as lost, in milliseconds.
     #[serde(default = "default_give_up")]
     pub give_up_ms: u64,
@@ -371,6 +455,10 @@ pub struct Subscribe {
 
 fn default_window() -> u32 {
     1 << 16
+}
+
+fn default_backoff_percent() -> u32 {
+    25
 }
 
 fn default_give_up() -> u64 {
@@ -404,6 +492,9 @@ pub struct Archive {
     /// How far behind the disk may be, in milliseconds; 0 leaves it to the kernel.
     #[serde(default = "default_sync")]
     pub sync_ms: u32,
+    /// How repairs are given.
+    #[serde(default)]
+    pub repair: Repair,
     /// Bytes of a segment file, a power of two.
     #[serde(default = "default_segment")]
     pub segment: Bytes,

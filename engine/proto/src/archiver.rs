@@ -6,7 +6,7 @@ use core::net::SocketAddrV4;
 use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
 use crate::io::{ArchiveStore, End, Outbox, Record, Refused};
 use crate::ranges::RangeSet;
-use crate::responder::{Responder, ResponderStats};
+use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use crate::wire::{
@@ -32,6 +32,8 @@ pub struct ArchiverConfig {
     pub ack_idle: Nanos,
     /// How repairs are asked for.
     pub gaps: GapConfig,
+    /// How repairs are given.
+    pub repair: RepairConfig,
     /// Seed of the random pauses.
     pub seed: u64,
 }
@@ -39,7 +41,7 @@ pub struct ArchiverConfig {
 impl ArchiverConfig {
     /// The defaults for a stream.
     #[must_use]
-    pub fn new(stream: Stream, origin: u32, local: SocketAddrV4) -> ArchiverConfig {
+    pub fn new(stream: Stream, group: SocketAddrV4, local: SocketAddrV4, origin: u32) -> ArchiverConfig {
         ArchiverConfig {
             stream,
             origin,
@@ -54,6 +56,7 @@ impl ArchiverConfig {
                 give_up: Nanos::MAX,
                 ..GapConfig::default()
             },
+            repair: RepairConfig::new(group),
             seed: u64::from(origin),
         }
     }
@@ -141,7 +144,7 @@ impl Archiver {
         let mut archiver = Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
             parties: Parties::new(false),
-            responder: Responder::new(config.stream, config.origin, false, REPAIR_JOBS),
+            responder: Responder::new(config.stream, config.origin, false, config.repair, REPAIR_JOBS),
             unacked: 0,
             ack_due: now,
             repeat_due: now,
@@ -500,7 +503,7 @@ impl Archiver {
     /// Runs what is due: NAKs, ACKs, repairs. Returns when to call again at the latest.
     pub fn poll(&mut self, now: Now, budget: usize, store: &mut impl ArchiveStore, out: &mut impl Outbox) -> Nanos {
         self.responder.pump(now, budget, store, out);
-        let mut due = if self.responder.is_idle() { Nanos::MAX } else { now.mono };
+        let mut due = self.responder.next_due(now.mono);
         for at in 0..self.recordings.len() {
             if self.recordings[at].gaps.is_due(now.mono, Seq(u32::MAX)) {
                 while let Some(range) = self.recordings[at].gaps.take_given_up(now.mono, &self.parties) {

@@ -38,6 +38,9 @@ pub struct ClientConfig {
     pub hold_frames: u32,
     /// How repairs are asked for.
     pub gaps: GapConfig,
+    /// The group, when NAKs shall be multicast: no address need be known, and clients that missed
+    /// the same keep silent when one has asked.
+    pub ask_group: Option<SocketAddrV4>,
     /// After this long without a frame of the server the archive is asked whether there is more.
     pub silence: Nanos,
     /// Seed of the random pauses.
@@ -55,6 +58,7 @@ impl ClientConfig {
             window: 1 << 16,
             hold_frames: 2048,
             gaps: GapConfig::default(),
+            ask_group: None,
             silence: 1000 * MILLIS,
             seed: u64::from(origin),
         }
@@ -194,7 +198,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             gaps: Gaps::new(gaps, config.seed),
             lost: RangeSet::new(config.gaps.max_gaps),
             // Until a heartbeat says otherwise an archive may have what the server lacks.
-            parties: Parties::new(true),
+            parties: Parties::new(true).by_multicast(config.ask_group),
             end: None,
             ended: false,
             upcoming: Session::NONE,
@@ -273,7 +277,14 @@ impl<F: AsRef<[u8]>> Client<F> {
                 self.on_end(now, header, end, app);
             }
             Body::Unavailable(refusals) => self.on_unavailable(now, from, header, refusals),
-            Body::Ack(_) | Body::Nak(_) => {}
+            Body::Nak(ranges) => {
+                if header.session() == self.cursor.session && header.origin.get() != self.config.origin {
+                    for range in ranges.iter() {
+                        self.gaps.asked_by_another(range, now.mono);
+                    }
+                }
+            }
+            Body::Ack(_) => {}
         }
     }
 

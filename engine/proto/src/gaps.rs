@@ -23,6 +23,8 @@ pub struct GapConfig {
     /// A random pause of up to this long before the first NAK, so that many clients that missed
     /// the same frame do not ask at once; 0 asks at once.
     pub backoff: Nanos,
+    /// As `backoff`, in hundredths of the measured round trip; both add up.
+    pub backoff_percent: u32,
     /// Time-out of the first NAK, before any round trip was measured.
     pub initial_timeout: Nanos,
     /// Lowest time-out.
@@ -43,6 +45,7 @@ impl Default for GapConfig {
         GapConfig {
             reorder: 0,
             backoff: 0,
+            backoff_percent: 25,
             initial_timeout: 20 * MILLIS,
             min_timeout: 500 * MICROS,
             max_timeout: 500 * MILLIS,
@@ -59,6 +62,8 @@ pub struct Parties {
     archives: [Option<SocketAddrV4>; MAX_ARCHIVES],
     /// The server's address, once known.
     pub server: Option<SocketAddrV4>,
+    /// Where NAKs go when they are multicast; then no address need be known.
+    pub group: Option<SocketAddrV4>,
     /// Whether an archive exists, known by address or not. Then no message is given up on the
     /// server's word alone.
     pub archived: bool,
@@ -71,8 +76,15 @@ impl Parties {
         Parties {
             archives: [None; MAX_ARCHIVES],
             server: None,
+            group: None,
             archived,
         }
+    }
+
+    /// The same, asked by multicast if a group is given.
+    #[must_use]
+    pub fn by_multicast(self, group: Option<SocketAddrV4>) -> Parties {
+        Parties { group, ..self }
     }
 
     /// Takes the archives that a heartbeat names, and says whether they are others than before.
@@ -111,8 +123,25 @@ impl Parties {
         self.places().find(|(_, a)| *a == addr).map(|(i, _)| i)
     }
 
+    /// Whom to ask on a gap's next try, and whether that is the server. Archives have even turns,
+    /// the server odd ones; who is not known is passed over.
+    fn turn(&self, tries: &mut u32) -> Option<(SocketAddrV4, bool)> {
+        if let Some(group) = self.group {
+            return Some((group, !tries.is_multiple_of(2)));
+        }
+        let archive = self.archive(*tries / 2);
+        if tries.is_multiple_of(2) && archive.is_none() || !tries.is_multiple_of(2) && self.server.is_none() {
+            *tries += 1;
+        }
+        if tries.is_multiple_of(2) {
+            self.archive(*tries / 2).map(|(_, addr)| (addr, false))
+        } else {
+            self.server.map(|addr| (addr, true))
+        }
+    }
+
     fn nobody(&self) -> bool {
-        self.server.is_none() && self.places().next().is_none()
+        self.group.is_none() && self.server.is_none() && self.places().next().is_none()
     }
 
     /// Whether everyone who could have a number has refused it for good.
@@ -234,7 +263,8 @@ impl Gaps {
 
     /// Notes that `range` is missing. What of it is noted already stays as it is.
     pub fn miss(&mut self, range: SeqRange, now: Nanos) {
-        let pause = self.config.reorder + self.rng.below(self.config.backoff);
+        let spread = self.config.backoff + self.rtt.smoothed() * Nanos::from(self.config.backoff_percent) / 100;
+        let pause = self.config.reorder + self.rng.below(spread);
         let due = now + pause;
         let mut from = range.first;
         let mut at = self.list.partition_point(|g| g.range.last < range.first);
@@ -393,6 +423,25 @@ impl Gaps {
         }
     }
 
+    /// Another client has asked everyone for `range`: what of it was not asked for yet waits for
+    /// the answer to that.
+    pub fn asked_by_another(&mut self, range: SeqRange, now: Nanos) {
+        let timeout = self.rtt.timeout();
+        let mut at = self.list.partition_point(|g| g.range.last < range.first);
+        while let Some(part) = self.list.get(at).and_then(|g| g.range.intersect(range)) {
+            if self.list[at].tries > 0 {
+                at += 1;
+                continue;
+            }
+            let Some(alone) = self.isolate(at, part) else { return };
+            let gap = &mut self.list[alone];
+            gap.tries = 1;
+            gap.open = true;
+            gap.due = now + timeout;
+            at = alone + 1;
+        }
+    }
+
     /// The archives have changed: what archives said for good counts no more.
     pub fn archives_changed(&mut self) {
         for gap in &mut self.list {
@@ -434,24 +483,11 @@ impl Gaps {
                 self.held_back = Some(HeldBack::Window);
                 break;
             }
-            // The archive has even turns, the server odd ones; who is not known is passed over.
-            let archive = parties.archive(gap.tries / 2);
-            if gap.tries.is_multiple_of(2) && archive.is_none() {
-                gap.tries += 1;
-            }
-            let (to, server) = match (gap.tries % 2, archive, parties.server) {
-                (0, Some((_, addr)), _) => (addr, false),
-                (_, _, Some(addr)) => (addr, true),
-                (_, Some((_, addr)), None) => {
-                    gap.tries += 1;
-                    (addr, false)
-                }
-                (_, None, None) => {
-                    // Nobody to ask yet: a heartbeat will name someone.
-                    gap.due = now.mono + timeout;
-                    at += 1;
-                    continue;
-                }
+            let Some((to, server)) = parties.turn(&mut gap.tries) else {
+                // Nobody to ask yet: a heartbeat will name someone.
+                gap.due = now.mono + timeout;
+                at += 1;
+                continue;
             };
             let asked = gap.range.prefix(room.min(horizon.since(gap.range.first)));
             if asked != gap.range {

@@ -15,6 +15,7 @@ pub mod client;
 pub mod gaps;
 pub mod hold;
 pub mod io;
+pub mod limit;
 pub mod ranges;
 pub mod responder;
 pub mod rng;

@@ -4,9 +4,53 @@ use alloc::collections::VecDeque;
 use core::net::SocketAddrV4;
 
 use crate::io::{Lookup, Outbox, Store};
+use crate::limit::Bucket;
 use crate::seq::{Seq, SeqRange, Session, Stream};
-use crate::time::Now;
+use crate::time::{MILLIS, Nanos, Now};
 use crate::wire::{HEADER, Kind, Ranges, Reason, Stamp, flags};
+
+/// How repairs are given.
+#[derive(Clone, Copy, Debug)]
+pub struct RepairConfig {
+    /// The stream's group, for repairs that several clients want.
+    pub group: SocketAddrV4,
+    /// Who gets a repair.
+    pub cast: Cast,
+    /// When a second client asks for the same numbers within this time, both are answered by one
+    /// multicast repair, and further ones by none.
+    pub merge: Nanos,
+    /// Ranges that one requester may have waiting; more are put off.
+    pub per_requester: usize,
+    /// Bytes of repairs a second, over all requesters; `None`: as the link can carry beside the
+    /// live stream.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl RepairConfig {
+    /// The defaults: point to point unless several clients miss the same.
+    #[must_use]
+    pub fn new(group: SocketAddrV4) -> RepairConfig {
+        RepairConfig {
+            group,
+            cast: Cast::Auto,
+            merge: 2 * MILLIS,
+            per_requester: 128,
+            bytes_per_second: None,
+        }
+    }
+}
+
+/// To whom repairs go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cast {
+    /// To who asked; to the group when several ask for the same.
+    #[default]
+    Auto,
+    /// To who asked, always.
+    Unicast,
+    /// To the group, always.
+    Multicast,
+}
 
 /// What a responder has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,14 +65,32 @@ pub struct ResponderStats {
     pub unavailable: u64,
     /// Ranges put off because too many were waiting.
     pub busy: u64,
+    /// Ranges that one multicast repair answered together with another requester's.
+    pub merged: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Job {
+    /// Who asked first.
+    from: SocketAddrV4,
+    /// Who is answered: who asked, or the group.
     to: SocketAddrV4,
     session: Session,
     range: SeqRange,
 }
+
+/// A range that was taken up lately.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    from: SocketAddrV4,
+    to_group: bool,
+    session: Session,
+    range: SeqRange,
+    at: Nanos,
+}
+
+/// Ranges remembered for merging.
+const RECENT: usize = 256;
 
 /// Answers that are on their way, bounded, a fair share for each range.
 #[derive(Debug)]
@@ -37,11 +99,16 @@ pub struct Responder {
     /// Who answers; carried in each frame.
     pub origin: u32,
     flags: u16,
+    config: RepairConfig,
     jobs: VecDeque<Job>,
+    recent: VecDeque<Recent>,
+    bucket: Option<Bucket>,
     limit: usize,
     stats: ResponderStats,
 }
 
+/// Bytes of repairs at once after a pause, where a rate is set.
+const BURST: u64 = 64 << 10;
 /// Milliseconds after which a requester that was put off may ask again.
 const BUSY_RETRY_MS: u16 = 5;
 /// REPAIR frames that one job sends before the next job has its turn.
@@ -50,12 +117,16 @@ const TURN: usize = 16;
 impl Responder {
     /// A responder that keeps at most `limit` ranges waiting. All memory is taken now.
     #[must_use]
-    pub fn new(stream: Stream, origin: u32, is_server: bool, limit: usize) -> Responder {
+    pub fn new(stream: Stream, origin: u32, is_server: bool, config: RepairConfig, limit: usize) -> Responder {
         Responder {
             stream,
             origin,
             flags: if is_server { flags::FROM_SERVER } else { 0 },
             jobs: VecDeque::with_capacity(limit),
+            recent: VecDeque::with_capacity(RECENT),
+            // Full at first, so time 0 serves as well as any.
+            bucket: config.bytes_per_second.map(|rate| Bucket::new(rate, BURST, 0)),
+            config,
             limit,
             stats: ResponderStats::default(),
         }
@@ -73,20 +144,50 @@ impl Responder {
         self.jobs.is_empty()
     }
 
+    /// When the next answer can be sent; `Nanos::MAX` when none waits.
+    #[must_use]
+    pub fn next_due(&self, now: Nanos) -> Nanos {
+        match &self.bucket {
+            _ if self.jobs.is_empty() => Nanos::MAX,
+            None => now,
+            Some(bucket) => bucket.opens_at().max(now),
+        }
+    }
+
     /// Takes the ranges of a NAK.
     pub fn on_nak(&mut self, now: Now, to: SocketAddrV4, session: Session, ranges: &Ranges<'_>, out: &mut impl Outbox) {
         self.stats.naks += 1;
+        while self
+            .recent
+            .front()
+            .is_some_and(|r| now.mono.saturating_sub(r.at) >= self.config.merge)
+        {
+            self.recent.pop_front();
+        }
+        let mut waiting = self.jobs.iter().filter(|j| j.from == to).count();
         for range in ranges.iter() {
-            let queued = self
+            if self.config.cast == Cast::Auto && self.merge(now, to, session, range) {
+                continue;
+            }
+            let again = self
                 .jobs
                 .iter_mut()
-                .find(|j| j.to == to && j.session == session && j.range.intersect(range).is_some());
-            if let Some(job) = queued {
+                .find(|j| j.from == to && j.session == session && touches(j.range, range));
+            if let Some(job) = again {
                 // Asked again before it was answered: once is enough.
                 job.range.first = job.range.first.min(range.first);
                 job.range.last = job.range.last.max(range.last);
-            } else if self.jobs.len() < self.limit {
-                self.jobs.push_back(Job { to, session, range });
+            } else if self.jobs.len() < self.limit && waiting < self.config.per_requester {
+                waiting += 1;
+                let to_group = self.config.cast == Cast::Multicast;
+                let answer = if to_group { self.config.group } else { to };
+                self.jobs.push_back(Job {
+                    from: to,
+                    to: answer,
+                    session,
+                    range,
+                });
+                self.remember(now, to, to_group, session, range);
             } else {
                 self.stats.busy += 1;
                 let stamp = self.stamp(session, Seq(0), now.wall);
@@ -95,12 +196,61 @@ impl Responder {
         }
     }
 
+    /// Whether another requester's repair serves this one as well.
+    fn merge(&mut self, now: Now, from: SocketAddrV4, session: Session, range: SeqRange) -> bool {
+        let covers = |s: Session, r: SeqRange| s == session && r.first <= range.first && range.last <= r.last;
+        if self.recent.iter().any(|r| r.to_group && covers(r.session, r.range)) {
+            // It is on its way to everyone.
+            self.stats.merged += 1;
+            return true;
+        }
+        if let Some(job) = self
+            .jobs
+            .iter_mut()
+            .find(|j| j.from != from && covers(j.session, j.range))
+        {
+            self.stats.merged += 1;
+            job.to = self.config.group;
+            let (session, range) = (job.session, job.range);
+            self.remember(now, from, true, session, range);
+            return true;
+        }
+        let answered = self.recent.iter().any(|r| r.from != from && covers(r.session, r.range));
+        if answered && self.jobs.len() < self.limit {
+            // Two have missed it, so others may have as well: once more, for all of them.
+            self.stats.merged += 1;
+            self.jobs.push_back(Job {
+                from,
+                to: self.config.group,
+                session,
+                range,
+            });
+            self.remember(now, from, true, session, range);
+            return true;
+        }
+        false
+    }
+
+    fn remember(&mut self, now: Now, from: SocketAddrV4, to_group: bool, session: Session, range: SeqRange) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Recent {
+            from,
+            to_group,
+            session,
+            range,
+            at: now.mono,
+        });
+    }
+
     /// Sends at most `budget` frames of what was asked for. Returns how many it sent.
     pub fn pump(&mut self, now: Now, budget: usize, store: &impl Store, out: &mut impl Outbox) -> usize {
         let mut sent = 0;
         let mut turn = 0;
         while let Some(job) = self.jobs.front_mut() {
-            if sent == budget {
+            let open = self.bucket.as_mut().is_none_or(|b| b.is_open(now.mono));
+            if sent == budget || !open {
                 break;
             }
             let (to, session, range) = (job.to, job.session, job.range);
@@ -155,6 +305,9 @@ impl Responder {
                     if !out.send(to, |buf| stamp.block(buf, Kind::Repair, &part)) {
                         return Step::NoBuffer;
                     }
+                    if let Some(bucket) = &mut self.bucket {
+                        bucket.take((HEADER + part.bytes().len()) as u64, now.mono);
+                    }
                     self.stats.frames += 1;
                     self.stats.repaired += u64::from(part.count());
                     return Step::Sent(part.first().plus(u32::from(part.count())));
@@ -186,6 +339,11 @@ impl Responder {
             origin: self.origin,
         }
     }
+}
+
+/// Whether two ranges overlap or one follows the other.
+fn touches(a: SeqRange, b: SeqRange) -> bool {
+    a.first <= b.end() && b.first <= a.end()
 }
 
 enum Step {

@@ -6,8 +6,9 @@ use core::net::SocketAddrV4;
 use zerocopy::byteorder::little_endian::U32;
 
 use crate::io::{End, Outbox, Record, Refused, ServerStore};
+use crate::limit::Bucket;
 use crate::ranges::RangeSet;
-use crate::responder::{Responder, ResponderStats};
+use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now, SECONDS};
 use crate::wire::{
@@ -42,6 +43,24 @@ pub struct ServerConfig {
     pub linger: Nanos,
     /// Longest wait for outstanding acknowledgements at the end.
     pub linger_max: Nanos,
+    /// How fast new messages are sent at most.
+    pub rate: RateLimit,
+    /// Most messages sent and not acknowledged before producers are held back; 0: only the
+    /// store's room counts.
+    pub unacknowledged_max: u64,
+    /// How repairs are given.
+    pub repair: RepairConfig,
+}
+
+/// Limits on what a server sends of its own accord. 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Bytes of UDP payload a second.
+    pub bytes_per_second: u64,
+    /// Frames a second.
+    pub frames_per_second: u64,
+    /// Bytes at once after a pause; frames in the same proportion.
+    pub burst_bytes: u64,
 }
 
 impl ServerConfig {
@@ -60,6 +79,9 @@ impl ServerConfig {
             archive_timeout: 5 * SECONDS,
             linger: 500 * MILLIS,
             linger_max: 10 * SECONDS,
+            rate: RateLimit::default(),
+            unacknowledged_max: 0,
+            repair: RepairConfig::new(group),
         }
     }
 }
@@ -78,6 +100,8 @@ pub trait Source {
 pub enum Blocked {
     /// What is not acknowledged fills the room for it.
     Unacknowledged,
+    /// The configured rate is reached; there is room again at this time.
+    Rate(Nanos),
     /// No transmit buffer is free.
     NoBuffer,
     /// The store has failed; the server cannot go on.
@@ -138,6 +162,10 @@ struct Kept {
     floor: Seq,
 }
 
+fn bucket(per_second: u64, burst: u64, now: Nanos) -> Option<Bucket> {
+    (per_second > 0).then(|| Bucket::new(per_second, burst, now))
+}
+
 /// Most sessions kept at once: the open one and those that no archive has got in full.
 const MAX_KEPT: usize = 64;
 /// Sessions kept for their ends alone, the open one included.
@@ -173,6 +201,8 @@ pub struct Server {
     heartbeat_pause: Nanos,
     endpoints_due: Nanos,
     pending: Option<Pending>,
+    bytes: Option<Bucket>,
+    frames: Option<Bucket>,
     failed: bool,
     closed_at: Option<Nanos>,
     stats: ServerStats,
@@ -191,13 +221,15 @@ impl Server {
         store: &mut S,
     ) -> Result<Server, Refused> {
         let mut server = Server {
-            responder: Responder::new(config.stream, config.origin, true, REPAIR_JOBS),
+            responder: Responder::new(config.stream, config.origin, true, config.repair, REPAIR_JOBS),
             kept: Vec::with_capacity(MAX_KEPT),
             peers: Vec::with_capacity(MAX_PEERS),
             heartbeat_due: now,
             heartbeat_pause: config.heartbeat_min,
             endpoints_due: now,
             pending: None,
+            bytes: bucket(config.rate.bytes_per_second, config.rate.burst_bytes, now),
+            frames: bucket(config.rate.frames_per_second, config.rate.burst_bytes / 1500, now),
             failed: false,
             closed_at: None,
             stats: ServerStats::default(),
@@ -325,6 +357,14 @@ impl Server {
             return Err(Blocked::StoreFailed);
         }
         self.send_pending(store, out)?;
+        for bucket in [&mut self.bytes, &mut self.frames].into_iter().flatten() {
+            if !bucket.is_open(now.mono) {
+                return Err(Blocked::Rate(bucket.opens_at()));
+            }
+        }
+        if self.config.unacknowledged_max > 0 && self.unacknowledged() >= self.config.unacknowledged_max {
+            return Err(Blocked::Unacknowledged);
+        }
         let max = out.max_frame();
         if !store.has_room(max - HEADER) {
             return Err(Blocked::Unacknowledged);
@@ -345,6 +385,7 @@ impl Server {
         };
         let (stats, pending) = (&mut self.stats, &mut self.pending);
         let mut result = Ok(0);
+        let mut size = 0;
         let queued = out.send(self.config.group, |buf| {
             let mut len = HEADER;
             let mut count = 0u16;
@@ -381,6 +422,7 @@ impl Server {
                     kept: false,
                 });
             }
+            size = len;
             if pending.is_some() || refused.is_err() { 0 } else { len }
         });
         if !queued {
@@ -395,6 +437,11 @@ impl Server {
         self.kept[at].next = first.plus(u32::from(count));
         self.stats.messages += u64::from(count);
         self.stats.frames += u64::from(count > 0);
+        for (bucket, cost) in [(&mut self.bytes, size as u64), (&mut self.frames, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.take(cost, now.mono);
+            }
+        }
         if self.pending.is_some() {
             Err(Blocked::Unacknowledged)
         } else {
@@ -641,7 +688,7 @@ impl Server {
         if now.mono >= self.heartbeat_due.min(self.endpoints_due) {
             self.beat(now, store, out);
         }
-        let repairs = if self.responder.is_idle() { Nanos::MAX } else { now.mono };
+        let repairs = self.responder.next_due(now.mono);
         repairs.min(self.heartbeat_due).min(self.endpoints_due)
     }
 

@@ -360,6 +360,63 @@ fn a_full_server_disk_holds_producers_back_and_loses_nothing() {
 }
 
 #[test]
+fn a_thousand_clients_that_miss_the_same_cause_at_most_three_repairs() {
+    for seed in 1..=3 {
+        for ask_group in [false, true] {
+            let net = Net {
+                // Spread, but without overtaking: only the lost frame is missing anywhere.
+                jitter: 9 * MICROS,
+                ..GOOD
+            };
+            let mut world = World::new(seed, net, 200);
+            world.ask_group = ask_group;
+            world.start_archive();
+            for _ in 0..1000 {
+                world.add_client(Start::Session);
+            }
+            world.start_server();
+            world.source.until = 100;
+            world.run_until("all but one frame", 10 * SECONDS, |w| w.everyone_has(100));
+            let next = world.source.next;
+            world.source.until = next + 5;
+            world.lose_data = true;
+            world.step(1);
+            world.lose_data = false;
+            assert!(world.all_published(), "in one frame, which no client gets");
+            world.source.until = next + 20;
+            world.run_until("delivery", 10 * SECONDS, |w| w.everyone_has(next + 20));
+            let repairs = world.archive.as_ref().unwrap().stats().repairs;
+            let server = world.server.as_ref().unwrap().stats().repairs;
+            let frames = repairs.frames + server.frames;
+            assert!(frames <= 3, "{frames} repairs; archive {repairs:?}, server {server:?}");
+            if ask_group {
+                assert!(repairs.naks < 500, "most keep silent: {repairs:?}");
+            }
+            for client in 0..1000 {
+                world.check_client(client, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn queries_by_multicast_need_no_address() {
+    for seed in seeds() {
+        let mut world = World::new(seed, BAD, 2000);
+        world.ask_group = true;
+        world.start_archive();
+        for _ in 0..3 {
+            world.add_client(Start::Session);
+        }
+        world.start_server();
+        world.run_until("delivery", 60 * SECONDS, |w| w.everyone_has(2000));
+        for client in 0..3 {
+            world.check_client(client, 0);
+        }
+    }
+}
+
+#[test]
 fn a_second_server_under_the_same_identity_is_refused_and_named() {
     let mut world = World::new(2, GOOD, 2000);
     world.start_archive();

@@ -251,6 +251,15 @@ impl<L: Link> Node<L> {
                     known = true;
                     publish.on_frame(now, from, bytes, &mut out);
                 }
+                // Clients keep silent about what another one asks everyone for.
+                let clients = self
+                    .subscribe
+                    .iter_mut()
+                    .filter(|_| kind == Kind::Nak && from != self.own);
+                if let Some(subscribe) = clients.into_iter().find(|s| s.stream() == stream) {
+                    known = true;
+                    subscribe.on_frame(now, from, frame);
+                }
             }
             Kind::Data | Kind::Heartbeat | Kind::Repair | Kind::Unavailable | Kind::End => {
                 if let Some(subscribe) = self.subscribe.iter_mut().find(|s| s.stream() == stream) {

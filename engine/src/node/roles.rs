@@ -10,15 +10,16 @@ use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::client::{Client, ClientConfig, Start};
 use seqcast_proto::gaps::GapConfig;
 use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_proto::responder::{Cast, RepairConfig};
 use seqcast_proto::seq::{Seq, Session, Stream};
-use seqcast_proto::server::{Blocked, Server, ServerConfig, Source as MessageSource};
+use seqcast_proto::server::{Blocked, RateLimit, Server, ServerConfig, Source as MessageSource};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
 
 use super::outbox::{Frame, Out};
 use super::store::{Recorder, Retention};
-use crate::config::{self, Ack, AtEnd, From as StartAt};
+use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
 use crate::feed::sink::Sink;
 use crate::feed::source::Source;
 use crate::link::Link;
@@ -165,6 +166,13 @@ impl Publish {
             range_end: config.range_end.map_or(Seq::LAST, |n| Seq(n).min(Seq::LAST)),
             linger: config.linger_ms * MILLIS,
             linger_max: config.linger_max_ms * MILLIS,
+            rate: RateLimit {
+                bytes_per_second: config.rate.bytes,
+                frames_per_second: config.rate.frames,
+                burst_bytes: config.rate.burst.0,
+            },
+            unacknowledged_max: config.unacknowledged_max,
+            repair: repair(config.stream, &config.repair),
             ..ServerConfig::new(stream, config.stream, with.local, with.origin)
         };
         let server = Server::open(server_config, session, &inherited, with.now.mono, &mut store)
@@ -231,6 +239,7 @@ impl Publish {
                 None | Some(Blocked::Closed) => {}
                 // The link is flushed after each turn.
                 Some(Blocked::NoBuffer) => {}
+                Some(Blocked::Rate(opens)) => self.retry_at = opens,
                 Some(Blocked::Unacknowledged) => {
                     self.held_back += 1;
                     self.retry_at = now.mono + MILLIS;
@@ -238,7 +247,10 @@ impl Publish {
                 Some(Blocked::StoreFailed) => self.failed = true,
             }
         }
-        let due = self.server.poll(now, REPAIR_BUDGET, &mut self.store, out);
+        // A stream that is sent as fast as it goes leaves repairs one frame in 64: whoever asks for
+        // everything, for ever, slows it by less than 2 %. Archives have no such duty.
+        let budget = if self.has_messages(now) { 1 } else { REPAIR_BUDGET };
+        let due = self.server.poll(now, budget, &mut self.store, out);
         let retry = if self.retry_at > now.mono {
             self.retry_at
         } else {
@@ -353,6 +365,19 @@ struct Outlet {
     sessions_ended: u64,
 }
 
+fn repair(group: SocketAddrV4, config: &config::Repair) -> RepairConfig {
+    RepairConfig {
+        cast: match config.cast {
+            config::Cast::Auto => Cast::Auto,
+            config::Cast::Unicast => Cast::Unicast,
+            config::Cast::Multicast => Cast::Multicast,
+        },
+        merge: config.merge_us * MICROS,
+        bytes_per_second: (config.bytes > 0).then_some(config.bytes),
+        ..RepairConfig::new(group)
+    }
+}
+
 /// Who takes delivered messages.
 enum Target {
     /// A thread of the engine that writes a file or a pipe.
@@ -440,9 +465,11 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             },
             window: config.window,
             hold_frames: with.may_hold,
+            ask_group: (config.query == Query::Multicast).then_some(config.stream),
             gaps: GapConfig {
                 reorder: config.reorder_us * MICROS,
                 backoff: config.backoff_us * MICROS,
+                backoff_percent: config.backoff_rtt_percent,
                 give_up: config.give_up_ms * MILLIS,
                 ..defaults.gaps
             },
@@ -555,7 +582,8 @@ impl Record {
             Recorder::open(&config.dir, stream, options).with_context(|| format!("[[archive]] {}", config.stream))?;
         let archiver = ArchiverConfig {
             synced: config.ack == Ack::Synced,
-            ..ArchiverConfig::new(stream, store.identity(), with.local)
+            repair: repair(config.stream, &config.repair),
+            ..ArchiverConfig::new(stream, config.stream, with.local, store.identity())
         };
         Ok(Record {
             group: config.stream,

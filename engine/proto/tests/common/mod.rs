@@ -15,15 +15,21 @@ use seqcast_proto::rng::Rng;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::server::{Inherited, Server, ServerConfig, Source};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
-use seqcast_proto::wire::{Block, Message, Reason};
+use seqcast_proto::wire::{Block, Kind, Message, Reason};
 
 pub const STREAM: Stream = Stream(7);
 pub const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 1, 1, 1), 5000);
 const FRAME: usize = 576;
 const WALL: Nanos = 1_700_000_000 * SECONDS;
 
-fn addr(host: u8) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, host), 4000)
+fn addr(host: u16) -> SocketAddrV4 {
+    let [high, low] = host.to_be_bytes();
+    SocketAddrV4::new(Ipv4Addr::new(10, 0, high, low), 4000)
+}
+
+fn host(addr: SocketAddrV4) -> u16 {
+    let [_, _, high, low] = addr.ip().octets();
+    u16::from_be_bytes([high, low])
 }
 
 #[derive(Clone)]
@@ -290,7 +296,7 @@ pub struct ClientHost {
     pub cut_off: bool,
 }
 
-type InFlight = Reverse<(Nanos, u64, u8, SocketAddrV4, Vec<u8>)>;
+type InFlight = Reverse<(Nanos, u64, u16, SocketAddrV4, Vec<u8>)>;
 
 /// Host 1 is the server, 2 the archive, 10.. the clients.
 pub struct World {
@@ -305,6 +311,10 @@ pub struct World {
     pub source: Numbers,
     pub range_end: Seq,
     pub archives: usize,
+    /// New messages reach no client while set.
+    pub lose_data: bool,
+    /// Clients multicast their NAKs.
+    pub ask_group: bool,
     runs: u32,
     sent: u64,
     flying: BinaryHeap<InFlight>,
@@ -328,6 +338,8 @@ impl World {
             },
             range_end: Seq::LAST,
             archives: 1,
+            lose_data: false,
+            ask_group: false,
             runs: 0,
             sent: 0,
             flying: BinaryHeap::new(),
@@ -369,7 +381,7 @@ impl World {
     }
 
     pub fn start_archive(&mut self) {
-        let config = ArchiverConfig::new(STREAM, 77, addr(2));
+        let config = ArchiverConfig::new(STREAM, GROUP, addr(2), 77);
         self.archive = Some(Archiver::new(config, self.now, &mut self.archive_disk));
     }
 
@@ -378,6 +390,10 @@ impl World {
         config.start = start;
         config.window = 512;
         config.hold_frames = 64;
+        if self.ask_group {
+            config.ask_group = Some(GROUP);
+            config.gaps.backoff = MILLIS;
+        }
         self.clients.push(ClientHost {
             client: Client::new(config, self.now),
             app: App::default(),
@@ -388,15 +404,18 @@ impl World {
 
     fn dispatch(&mut self, frames: Vec<(SocketAddrV4, SocketAddrV4, Vec<u8>)>) {
         for (from, to, bytes) in frames {
-            let hosts: Vec<u8> = if to == GROUP {
+            let hosts: Vec<u16> = if to == GROUP {
                 [1, 2]
                     .into_iter()
-                    .chain((0..self.clients.len()).map(|i| 10 + i as u8))
+                    .chain((0..self.clients.len()).map(|i| 10 + i as u16))
                     .collect()
             } else {
-                vec![to.ip().octets()[3]]
+                vec![host(to)]
             };
             for host in hosts.into_iter().filter(|h| addr(*h) != from) {
+                if host >= 10 && self.lose_data && bytes[3] == Kind::Data as u8 {
+                    continue;
+                }
                 if self.rng.below(1000) < self.net.loss {
                     continue;
                 }
@@ -413,7 +432,7 @@ impl World {
 
     fn arrive(
         &mut self,
-        host: u8,
+        host: u16,
         from: SocketAddrV4,
         bytes: Vec<u8>,
         frames: &mut Vec<(SocketAddrV4, SocketAddrV4, Vec<u8>)>,
@@ -471,7 +490,7 @@ impl World {
         }
         for (i, host) in self.clients.iter_mut().enumerate() {
             let mut out = Out {
-                from: addr(10 + i as u8),
+                from: addr(10 + i as u16),
                 frames: &mut frames,
             };
             if !host.cut_off {

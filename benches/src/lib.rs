@@ -1,1 +1,0 @@
-//! What is measured against the raw limits and the peers.
