@@ -436,7 +436,6 @@ impl Gaps {
             let Some(alone) = self.isolate(at, part) else { return };
             let gap = &mut self.list[alone];
             gap.tries = 1;
-            gap.open = true;
             gap.due = now + timeout;
             at = alone + 1;
         }
@@ -507,11 +506,14 @@ impl Gaps {
             at += 1;
         }
         self.send_batch(now, stamp, out);
+        // Open questions free the window when their time is over, wherever they are.
         self.next_due = self
             .list
             .iter()
-            .filter(|g| g.range.first < horizon)
-            .fold(Nanos::MAX, |due, g| if g.due > now.mono { due.min(g.due) } else { due });
+            .filter(|g| g.due > now.mono && (g.open || g.range.first < horizon))
+            .map(|g| g.due)
+            .min()
+            .unwrap_or(Nanos::MAX);
     }
 
     fn send_batch(&mut self, now: Now, stamp: Stamp, out: &mut impl Outbox) {
