@@ -8,8 +8,21 @@ use clap::{Parser, Subcommand};
 use seqcast_tools::lab::Error;
 
 /// Tools for Seqcast, the reliable multicast engine.
+///
+/// Results go to standard output, progress and complaints to standard error. The exit status is 0
+/// if all went well, 1 if something did not or a check found something wrong, 2 if the options are
+/// wrong, and 128 + n after signal n.
 #[derive(Parser)]
-#[command(name = "seqcast", version)]
+#[command(
+    name = "seqcast",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:\n  \
+        seqcast lab run --drop 0.01 --burst 400\n  \
+        seqcast itch --out day.bin --messages 1000000\n  \
+        seqcast archive ls /var/lib/seqcast/ticks\n\n\
+        \"seqcast help COMMAND\" has more."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -18,10 +31,30 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Look into archives, check them, take messages out of them, remove old sessions.
+    ///
+    /// DIR is the directory that an engine's configuration names: "dir" of an [[archive]], or
+    /// "state" of a [[publish]], which has the same format. All commands but prune work beside a
+    /// live engine without disturbing it.
+    #[command(after_help = "Examples:\n  \
+        seqcast archive ls /var/lib/seqcast/ticks\n  \
+        seqcast archive cat /var/lib/seqcast/ticks --session last --format json | head")]
     Archive(cli::archive::Args),
     /// Make or describe Nasdaq ITCH 5.0 sessions in BinaryFILE framing.
+    ///
+    /// A made session is a whole trading day of messages that fit together: a subscriber can
+    /// rebuild every book. The same options give the same bytes everywhere.
+    #[command(after_help = "Examples:\n  \
+        seqcast itch --out day.bin --messages 10000000 --seed 7\n  \
+        seqcast itch --out - --bytes 4GiB | consumer\n  \
+        seqcast itch --describe day.bin")]
     Itch(cli::itch::Args),
     /// Run server, archive and clients on one machine, and check what arrives.
+    ///
+    /// With root, each is a host of its own: a network namespace behind a bridge. Everything is
+    /// removed when a lab ends, however it ends.
+    #[command(after_help = "Examples:\n  \
+        seqcast lab check\n  \
+        seqcast lab run --clients 8 --rate 200000 --drop 0.001")]
     Lab(cli::lab::Args),
 }
 

@@ -94,14 +94,15 @@ enum Command {
         out: PathBuf,
         /// For captures: the group and port to show. Unless given, what the stream's identity says:
         /// 239.0 and the lower half of the group's address, and the port.
-        #[arg(long, value_name = "ADDRESS:PORT")]
+        #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_group)]
         group: Option<SocketAddrV4>,
     },
     /// Remove old sessions from an archive that no engine has open.
     ///
     /// A session goes when no rule keeps it: with both rules, it is neither among the newest N nor
     /// young enough. Beside a live engine this is refused, since the engine still serves repairs
-    /// from all its sessions; a dry run is not.
+    /// from all its sessions; a dry run is not. Of a server's directory, only sessions that all
+    /// archives have may go: it holds what none has acknowledged.
     #[command(
         group = clap::ArgGroup::new("rules").required(true).multiple(true).args(["keep_sessions", "older_than"]),
         after_help = "Examples:\n  \
@@ -470,6 +471,14 @@ fn parse_session(text: &str) -> Result<Which, String> {
     number.map_err(|_| "write a session's number, or \"last\"".to_owned())
 }
 
+fn parse_group(text: &str) -> Result<SocketAddrV4, String> {
+    let group = text
+        .parse()
+        .map_err(|_| "write a group and port such as 239.81.0.1:5000".to_owned())?;
+    seqcast_engine::link::check_group(group).map_err(|error| error.to_string())?;
+    Ok(group)
+}
+
 fn parse_time(text: &str) -> Result<u64, String> {
     let ns = if let Some(ns) = text.strip_prefix('@') {
         ns.parse().ok()
@@ -514,6 +523,14 @@ mod tests {
             "1969-01-01T00:00:00Z",
         ] {
             assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn groups_are_those_that_streams_may_use() {
+        assert!(parse_group("239.81.0.1:5000").is_ok());
+        for text in ["10.81.0.1:5000", "239.81.0.1", "239.81.0.1:0"] {
+            assert!(parse_group(text).is_err(), "{text}");
         }
     }
 

@@ -18,7 +18,8 @@ pub(crate) struct Args {
     /// Write a made session to this file, or to standard output if "-".
     #[arg(long, value_name = "FILE", requires = "length")]
     out: Option<PathBuf>,
-    /// Print what a file (or standard input if "-") holds, and what is wrong with it.
+    /// Print what a file (or standard input if "-") holds, and what is wrong with it: the exit
+    /// status is 1 if anything is.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["length", "symbols", "seed"])]
     describe: Option<PathBuf>,
     /// Exact number of messages, at least 10.

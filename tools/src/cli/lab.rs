@@ -20,12 +20,27 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Publish to some clients with losses, and check that each got everything.
+    ///
+    /// Starts an archive, clients and a server, publishes a session or a file, and compares what
+    /// each client wrote with it, byte for byte. The exit status is 0 if all are equal, and 1 if
+    /// one is not, an engine failed or the time was over.
+    #[command(after_help = "Examples:\n  \
+        seqcast lab run --drop 0.01 --burst 400\n  \
+        seqcast lab run --input day.bin --rate 0 --clients 1 --link udp\n  \
+        seqcast lab run --loopback --json | jq .rate_reached")]
     Run(RunArgs),
     /// Make a lab and keep it until interrupted.
+    ///
+    /// Prints each host with its address, its interface and how to get a shell on it. Needs root.
+    #[command(after_help = "Example:\n  seqcast lab up --clients 2 --offloads")]
     Up(UpArgs),
     /// Remove what labs that were killed have left.
+    ///
+    /// Labs whose process is alive are left alone. Needs root.
+    #[command(after_help = "Example:\n  seqcast lab clean")]
     Clean,
     /// Say which labs are possible here, and why others are not.
+    #[command(after_help = "Example:\n  seqcast lab check")]
     Check,
 }
 
@@ -57,7 +72,7 @@ struct RunArgs {
     /// Share of datagrams that clients and archive lose at random, such as 0.01.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     drop: f64,
-    /// Datagrams that each client loses in one go.
+    /// Datagrams that each client loses in one go, early in the run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     burst: u64,
     /// Receiving engines.
