@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => cli::lab::run(&args),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("seqcast: {}", in_full(&error));
+        cli::say(format_args!("seqcast: {}", in_full(&error)));
         match error.downcast_ref() {
             // As the shell reports a program that a signal ended.
             Some(&Error::Interrupted { signal }) => ExitCode::from(128 + signal as u8),

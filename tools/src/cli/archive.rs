@@ -17,7 +17,7 @@ use seqcast_tools::archive::select::{Selection, Walked, Which};
 use seqcast_tools::archive::summary::{self, Summary};
 use seqcast_tools::archive::{pcapng, text, utc_millis};
 
-use super::{done_if_pipe_closed, tell};
+use super::{done_if_pipe_closed, say, tell};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -254,7 +254,7 @@ fn ls(dir: &Path) -> Result<ExitCode> {
             // Removed by the writer since it was listed.
             Err(Error::Unknown(_)) => {}
             Err(error) => {
-                eprintln!("seqcast: session {session}: {error}");
+                say(format_args!("seqcast: session {session}: {error}"));
                 code = ExitCode::FAILURE;
             }
         }
@@ -354,7 +354,8 @@ impl Meter {
         }
         self.shown = Some(Instant::now());
         let megabytes = progress.bytes as f64 / 1e6;
-        eprint!(
+        let _ = write!(
+            io::stderr(),
             "\r\x1b[Ksession {}: {} of {} segments, {megabytes:.0} MB, {:.0} MB/s",
             self.session,
             progress.segments,
@@ -365,7 +366,7 @@ impl Meter {
 
     fn clear(&mut self) {
         if self.shown.take().is_some() {
-            eprint!("\r\x1b[K");
+            let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
 }
@@ -425,7 +426,7 @@ fn tell_absent(walked: &Walked) {
         ),
     ] {
         if count > 0 {
-            eprintln!("seqcast: {count} messages left out that {why}");
+            say(format_args!("seqcast: {count} messages left out that {why}"));
         }
     }
 }
@@ -450,7 +451,7 @@ fn prune(dir: &Path, rules: Rules, dry_run: bool) -> Result<ExitCode> {
             count_and_tell("would remove", &old)?;
         }
     } else {
-        let note = |note: &_| eprintln!("seqcast: {note}");
+        let note = |note: &_| say(format_args!("seqcast: {note}"));
         rules.prune(dir, now, note, |old| count_and_tell("removed", old))?;
     }
     tell(writeln!(out, "{count} sessions, {bytes} bytes"))?;

@@ -11,6 +11,8 @@ use clap::{Subcommand, ValueEnum};
 use seqcast_tools::lab::job::{Input, Job, Link};
 use seqcast_tools::lab::{self, Lab, Place, Spec};
 
+use super::say;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -116,12 +118,14 @@ struct UpArgs {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     lab::handle_signals().context("cannot handle signals")?;
+    // Never by `println`: where panics abort, a closed pipe would leave the lab behind.
+    let mut out = io::stdout();
     match &args.command {
         Command::Run(args) => run_job(args),
         Command::Up(args) => up(args),
         Command::Clean => {
             for name in Lab::sweep()? {
-                println!("removed {name}");
+                writeln!(out, "removed {name}")?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -131,11 +135,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 ("AF_XDP in it", Lab::xdp_available()),
             ] {
                 match possible {
-                    Ok(()) => println!("{what}: yes"),
-                    Err(why) => println!("{what}: no: {why}"),
+                    Ok(()) => writeln!(out, "{what}: yes")?,
+                    Err(why) => writeln!(out, "{what}: no: {why}")?,
                 }
             }
-            println!("loopback lab: yes");
+            writeln!(out, "loopback lab: yes")?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -176,7 +180,7 @@ fn run_job(args: &RunArgs) -> Result<ExitCode> {
         limit: args.limit.map(Duration::from_secs),
         directory,
     };
-    let outcome = job.run(&mut |line| eprintln!("{line}"))?;
+    let outcome = job.run(&mut |line| say(line))?;
     let mut out = io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &outcome)?;
@@ -207,13 +211,13 @@ fn choose(args: &RunArgs) -> Result<(Place, Link)> {
     if args.link == LinkChoice::Auto {
         match Lab::xdp_available() {
             Ok(()) => return Ok((Place::Veth, Link::Xdp)),
-            Err(why) => eprintln!("kernel UDP instead of AF_XDP: {why}"),
+            Err(why) => say(format_args!("kernel UDP instead of AF_XDP: {why}")),
         }
     }
     match Lab::veth_available() {
         Ok(()) => Ok((Place::Veth, Link::Udp)),
         Err(why) => {
-            eprintln!("loopback instead of network namespaces: {why}");
+            say(format_args!("loopback instead of network namespaces: {why}"));
             Ok((Place::Loopback, Link::Udp))
         }
     }
@@ -244,17 +248,19 @@ fn up(args: &UpArgs) -> Result<ExitCode> {
         mtu: args.mtu,
         offloads: args.offloads,
     })?;
+    let mut out = io::stdout();
     for host in lab.hosts() {
-        println!(
+        writeln!(
+            out,
             "{:9} {:12} {}  ip netns exec {} bash",
             host.name(),
             host.address().to_string(),
             host.interface(),
             host.namespace().unwrap_or("-"),
-        );
+        )?;
     }
-    println!("until interrupted");
-    io::stdout().flush()?;
+    writeln!(out, "until interrupted")?;
+    out.flush()?;
     lab::wait_for_signal();
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! The subcommands: their options, and how they report.
 
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -33,4 +34,9 @@ fn tell(result: io::Result<()>) -> io::Result<()> {
 
 fn is_pipe_closed(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
+}
+
+/// Writes a line to standard error, whose end (`2>&1 | head`) ends nothing else.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }

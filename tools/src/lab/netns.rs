@@ -4,7 +4,7 @@
 //! (clock ticks since boot, so that a reused pid is not taken for it), and which of its labs.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use super::command::run;
@@ -118,7 +118,8 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.0) {
-            eprintln!("lab: {error}");
+            // A panic here, for want of standard error, would end the cleaning up.
+            let _ = writeln!(io::stderr(), "lab: {error}");
         }
     }
 }

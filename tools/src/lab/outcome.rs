@@ -339,3 +339,146 @@ fn microseconds(latency: Latency) -> [String; 3] {
         _ => format!("{:.0}", ns as f64 / 1e3),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy};
+    use seqcast_engine::feed::binaryfile::Writer;
+    use seqcast_engine::report::{ArchiveReport, SubscriptionReport};
+    use seqcast_proto::seq::{Session, Stream};
+
+    use super::*;
+
+    fn write(path: &Path, messages: &[&str]) {
+        let mut writer = Writer::new(File::create(path).unwrap());
+        for message in messages {
+            writer.write(message.as_bytes()).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    const PUBLISHED: &[&str] = &["a", "b", "c"];
+
+    /// The outcome of clients that deliver these.
+    fn outcome(delivered: &[&[&str]]) -> Outcome {
+        let files = tempfile::tempdir().unwrap();
+        let published = files.path().join("in");
+        write(&published, PUBLISHED);
+        let input = Contents::of(&published).unwrap();
+        let clients = delivered.iter().zip(1..).map(|(messages, number)| {
+            let path = files.path().join("out");
+            write(&path, messages);
+            let report = Report {
+                mode: format!("udp on eth1 10.81.0.{number}:4711, no gso"),
+                ..Report::default()
+            };
+            ClientOutcome::new(format!("client{number}"), &published, &input, &path, report).unwrap()
+        });
+        Outcome {
+            clients: clients.collect(),
+            input,
+            place: Place::Loopback,
+            link: Link::Udp,
+            seconds: 1.0,
+            rate_asked: None,
+            rate_reached: None,
+            server: Report::default(),
+            archive: Report::default(),
+            archive_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn the_verdict_says_who_delivered_what() {
+        let text = outcome(&[PUBLISHED, &["a", "x", "c"], &["a"], &["a", "b", "c", "d"]]).to_string();
+        for want in [
+            "client1 delivered the input\n",
+            "client2 did NOT deliver the input: message 2 is another; 3 messages, 9 bytes, SHA-256 ",
+            "client3 did NOT deliver the input: message 2 and all after it are missing; 1 messages",
+            "client4 did NOT deliver the input: message 4 is one too many; 4 messages",
+            "\nNOT every client delivered the input: SHA-256 ",
+        ] {
+            assert!(text.contains(want), "{want}: {text}");
+        }
+        let text = outcome(&[PUBLISHED; 2]).to_string();
+        assert!(text.contains("\nevery client delivered the input: SHA-256 "), "{text}");
+        assert!(!text.contains("NOT"), "{text}");
+    }
+
+    #[test]
+    fn hosts_with_one_mode_share_a_line_whatever_their_addresses() {
+        let mut outcome = outcome(&[PUBLISHED; 2]);
+        assert!(
+            outcome
+                .to_string()
+                .contains("\nlink of server, archive: not said\nlink of client1, client2: udp on eth1 no gso\n")
+        );
+        outcome.server.mode = "udp on eth1 10.81.0.9:4711, no gso".into();
+        outcome.archive.mode = outcome.server.mode.clone();
+        assert!(
+            outcome
+                .to_string()
+                .contains("\nlink of all hosts: udp on eth1 no gso\n")
+        );
+    }
+
+    #[test]
+    fn a_long_and_bad_run_fits_the_terminal() {
+        let mut outcome = outcome(&[PUBLISHED; 3]);
+        for client in &mut outcome.clients {
+            client.name = "client190".into();
+            client.delivered.messages = 100_000_000;
+            let slow = Latency {
+                count: 1,
+                p50: 999_949,
+                p99: 2_000_000_000,
+                p999: 9_999_999_999,
+                max: 0,
+            };
+            client.report.subscriptions = vec![SubscriptionReport {
+                gaps: 999_999,
+                repaired_archive: 9_999_999,
+                repaired_server: 999_999,
+                lost: 9_999,
+                duplicates: 9_999_999,
+                latency_live_ns: slow,
+                latency_repaired_ns: slow,
+                ..SubscriptionReport::default()
+            }];
+        }
+        outcome.archive.archives = vec![ArchiveReport {
+            stored: 100_000_000,
+            records: 100_000_000,
+            gaps: 999_999,
+            repaired: 9_999_999,
+            repairs: 99_999_999,
+            ..ArchiveReport::default()
+        }];
+        let text = outcome.to_string();
+        assert!(text.lines().all(|line| line.len() <= 120), "{text}");
+        assert!(text.contains("  999.9  2000000  10000000"), "{text}");
+    }
+
+    #[test]
+    fn the_rate_is_that_between_the_first_and_the_last_frame() {
+        let files = tempfile::tempdir().unwrap();
+        assert_eq!(rate_of(files.path()), None);
+        let options = Options {
+            sync: SyncPolicy::None,
+            helper: false,
+            ..Options::default()
+        };
+        let mut archive = Archive::open(files.path(), Stream(1), options).unwrap();
+        let meta = SessionMeta {
+            previous: Session::NONE,
+            origin: 1,
+            user: 0,
+        };
+        let log = archive.create_session(Session(1), meta).unwrap();
+        log.append(Seq(1), 10, 1_000_000_000, 0, 0, &[]).unwrap();
+        assert_eq!(rate_of(files.path()), None, "one frame takes no time");
+        log.append(Seq(11), 10, 2_000_000_000, 0, 0, &[]).unwrap();
+        log.append(Seq(21), 20, 4_000_000_000, 0, 0, &[]).unwrap();
+        assert_eq!(rate_of(files.path()), Some(10.0));
+    }
+}
