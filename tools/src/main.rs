@@ -32,8 +32,8 @@ struct Cli {
 enum Command {
     /// Look into archives, check them, take messages out of them, remove old sessions.
     ///
-    /// DIR is the directory that an engine's configuration names: "dir" of an archive, or
-    /// "state" of a stream that it publishes, which has the same format. All commands but prune work beside a
+    /// DIR is the directory that an engine's configuration names: "dir" of an archive, or "state" of
+    /// a stream that it publishes, which has the same format. All commands but prune work beside a
     /// live engine without disturbing it.
     #[command(after_help = "Examples:\n  \
         seqcast archive ls /var/lib/seqcast/ticks\n  \
