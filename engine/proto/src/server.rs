@@ -108,6 +108,8 @@ pub enum Blocked {
     StoreFailed,
     /// The server was closed.
     Closed,
+    /// A server at this address has opened a later session of the stream: this one is out.
+    Superseded(SocketAddrV4),
 }
 
 /// What a server has done.
@@ -125,6 +127,8 @@ pub struct ServerStats {
     pub acks: u64,
     /// Messages refused because they fit no frame.
     pub oversize: u64,
+    /// Frames of another server under the identity of this one.
+    pub foreign: u64,
     /// Sessions opened because the range of numbers was used up.
     pub rolls: u64,
     /// Bytes that were no frame.
@@ -203,6 +207,8 @@ pub struct Server {
     pending: Option<Pending>,
     bytes: Option<Bucket>,
     frames: Option<Bucket>,
+    superseded: Option<SocketAddrV4>,
+    rival: Option<SocketAddrV4>,
     failed: bool,
     closed_at: Option<Nanos>,
     stats: ServerStats,
@@ -230,6 +236,8 @@ impl Server {
             pending: None,
             bytes: bucket(config.rate.bytes_per_second, config.rate.burst_bytes, now),
             frames: bucket(config.rate.frames_per_second, config.rate.burst_bytes / 1500, now),
+            superseded: None,
+            rival: None,
             failed: false,
             closed_at: None,
             stats: ServerStats::default(),
@@ -352,6 +360,9 @@ impl Server {
     ) -> Result<(), Blocked> {
         if self.closed_at.is_some() {
             return Err(Blocked::Closed);
+        }
+        if let Some(by) = self.superseded {
+            return Err(Blocked::Superseded(by));
         }
         if self.failed {
             return Err(Blocked::StoreFailed);
@@ -577,8 +588,35 @@ impl Server {
             Body::Nak(ranges) if frame.header.has(flags::ASK_SERVER) => {
                 self.responder.on_nak(now, from, session, &ranges, out);
             }
+            Body::Data(_) | Body::Heartbeat(..) if frame.header.origin.get() != self.config.origin => {
+                self.on_other_server(from, session);
+            }
             _ => {}
         }
+    }
+
+    /// Another server speaks on this stream. A later session means that it has taken over, as
+    /// after a pause of this one that was taken for its end.
+    fn on_other_server(&mut self, from: SocketAddrV4, session: Session) {
+        let own = self.current().session;
+        if session > own {
+            self.superseded = Some(from);
+        } else if session == own {
+            self.stats.foreign += 1;
+            self.rival = Some(from);
+        }
+    }
+
+    /// The address of another server that uses the session of this one, if one was heard.
+    #[must_use]
+    pub fn rival(&self) -> Option<SocketAddrV4> {
+        self.rival
+    }
+
+    /// The address of a server that has opened a later session of this stream, if one was heard.
+    #[must_use]
+    pub fn superseded(&self) -> Option<SocketAddrV4> {
+        self.superseded
     }
 
     fn on_ack(
@@ -685,6 +723,10 @@ impl Server {
     /// Runs what is due: repairs, heartbeats. Returns when to call again at the latest.
     pub fn poll(&mut self, now: Now, budget: usize, store: &mut impl ServerStore, out: &mut impl Outbox) -> Nanos {
         self.responder.pump(now, budget, store, out);
+        if self.superseded.is_some() {
+            // It still answers for what it kept.
+            return self.responder.next_due(now.mono);
+        }
         if now.mono >= self.heartbeat_due.min(self.endpoints_due) {
             self.beat(now, store, out);
         }

@@ -400,6 +400,61 @@ fn a_thousand_clients_that_miss_the_same_cause_at_most_three_repairs() {
 }
 
 #[test]
+fn the_rate_limit_holds_and_producers_wait() {
+    let mut world = World::new(1, GOOD, 100_000);
+    world.archives = 0;
+    world.rate.bytes_per_second = 1_000_000;
+    world.start_server();
+    for _ in 0..50_000 {
+        world.step(8);
+    }
+    let stats = world.server.as_ref().unwrap().stats();
+    // One second: payload, with 4 bytes a message and 32 a frame beside it.
+    let sent = stats.bytes + 4 * stats.messages + 32 * stats.frames;
+    assert!((900_000..1_100_000).contains(&sent), "{sent} bytes");
+    assert!(!world.all_published());
+}
+
+#[test]
+fn a_server_that_was_taken_for_dead_stops_when_it_hears_its_successor() {
+    let mut world = World::new(1, GOOD, 4000);
+    world.start_archive();
+    world.add_client(Start::Session);
+    world.start_server();
+    world.run_until("some", 20 * SECONDS, |w| w.everyone_has(500));
+    // The first server is stopped, another goes on with its log, then the first one wakes up.
+    let mut zombie = world.server.take().unwrap();
+    let mut stale = world.server_disk.clone();
+    world.start_server();
+    world.run_until("more", 20 * SECONDS, |w| w.everyone_has(1000));
+    let now = world.now();
+    let heartbeat = world.heartbeat();
+    let mut frames = Vec::new();
+    zombie.on_frame(
+        now,
+        common::addr(3),
+        &heartbeat,
+        &mut stale,
+        &mut world.out(&mut frames),
+    );
+    let (sent, blocked) = zombie.publish(
+        now,
+        10,
+        &mut common::numbers(9, 99),
+        &mut stale,
+        &mut world.out(&mut frames),
+    );
+    assert_eq!(
+        (sent, blocked),
+        (0, Some(seqcast_proto::server::Blocked::Superseded(common::addr(3))))
+    );
+    zombie.poll(now, 10, &mut stale, &mut world.out(&mut frames));
+    assert!(frames.is_empty(), "it says nothing more");
+    world.run_until("delivery", 20 * SECONDS, |w| w.everyone_has(4000));
+    world.check_client(0, 0);
+}
+
+#[test]
 fn queries_by_multicast_need_no_address() {
     for seed in seeds() {
         let mut world = World::new(seed, BAD, 2000);

@@ -112,9 +112,12 @@ impl<L: Link> Node<L> {
             .collect::<Result<Vec<_>>>()?;
         let mut groups: Vec<SocketAddrV4> = record.iter().map(Record::group).collect();
         groups.extend(subscribe.iter().map(Subscribe::group));
-        groups.sort_unstable();
-        groups.dedup();
-        for group in &groups {
+        // Servers listen as well, for another server on their stream.
+        let mut joined = groups.clone();
+        joined.extend(config.publish.iter().map(|p| p.stream));
+        joined.sort_unstable();
+        joined.dedup();
+        for group in &joined {
             link.join(*group).with_context(|| format!("cannot join {group}"))?;
         }
         let publish = config
@@ -262,6 +265,15 @@ impl<L: Link> Node<L> {
                 }
             }
             Kind::Data | Kind::Heartbeat | Kind::Repair | Kind::Unavailable | Kind::End => {
+                // A server listens to its own group for another one; itself it does not hear.
+                for publish in self
+                    .publish
+                    .iter_mut()
+                    .filter(|p| p.stream() == stream && from != self.own)
+                {
+                    known = true;
+                    publish.on_frame(now, from, bytes, &mut out);
+                }
                 if let Some(subscribe) = self.subscribe.iter_mut().find(|s| s.stream() == stream) {
                     known = true;
                     subscribe.on_frame(now, from, frame);
@@ -299,7 +311,9 @@ impl<L: Link> Node<L> {
     fn look_around(&mut self, now: Now) -> Result<bool> {
         let requests = self.stop.load(Ordering::Relaxed);
         self.stopping |= requests > 0;
+        self.record.iter_mut().for_each(Record::check_rivals);
         for publish in &mut self.publish {
+            publish.check_rivals()?;
             publish.check_source(now, self.stopping)?;
             if self.stopping {
                 publish.stop(now);

@@ -102,6 +102,8 @@ pub(super) struct Publish {
     retry_at: Nanos,
     resumed_at: u64,
     held_back: u64,
+    /// Another server on this session that was reported.
+    rival: Option<SocketAddrV4>,
     failed: bool,
 }
 
@@ -203,6 +205,7 @@ impl Publish {
             retry_at: with.now.mono + wait,
             resumed_at,
             held_back: 0,
+            rival: None,
             failed: false,
         })
     }
@@ -245,6 +248,8 @@ impl Publish {
                     self.retry_at = now.mono + MILLIS;
                 }
                 Some(Blocked::StoreFailed) => self.failed = true,
+                // Looked at with the rest that needs no look in every turn.
+                Some(Blocked::Superseded(_)) => self.retry_at = Nanos::MAX,
             }
         }
         // A stream that is sent as fast as it goes leaves repairs one frame in 64: whoever asks for
@@ -257,6 +262,27 @@ impl Publish {
             Nanos::MAX
         };
         (sent, due.min(retry))
+    }
+
+    /// Looks for another server on this stream.
+    ///
+    /// # Errors
+    /// When one has taken over.
+    pub(super) fn check_rivals(&mut self) -> Result<()> {
+        if let Some(by) = self.server.superseded() {
+            bail!(
+                "[[publish]] {}: a server at {by} has opened a later session of this stream, so this one stops; what it had not sent stays in its source",
+                self.group
+            );
+        }
+        if let Some(rival) = self.server.rival().filter(|r| self.rival != Some(*r)) {
+            self.rival = Some(rival);
+            eprintln!(
+                "{}: {}: a SECOND SERVER at {rival} uses this session; receivers refuse one of the two: stop it, and give every server a state directory of its own",
+                self.name, self.group
+            );
+        }
+        Ok(())
     }
 
     /// Looks whether the source has ended.
@@ -561,9 +587,12 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
 pub(super) struct Record {
     group: SocketAddrV4,
     stream: Stream,
+    name: String,
     archiver: Archiver,
     store: Recorder,
     exit_at_end: bool,
+    /// A second server was reported.
+    rival: bool,
 }
 
 impl Record {
@@ -588,9 +617,11 @@ impl Record {
         Ok(Record {
             group: config.stream,
             stream,
+            name: with.name.into(),
             archiver: Archiver::new(archiver, with.now.mono, &mut store),
             store,
             exit_at_end: config.exit_at_end,
+            rival: false,
         })
     }
 
@@ -614,6 +645,17 @@ impl Record {
     /// Whether the stream has ended, all of it is stored, and that is what was asked for.
     pub(super) fn finished(&self) -> bool {
         self.exit_at_end && self.archiver.complete()
+    }
+
+    /// Says it when a second server was heard.
+    pub(super) fn check_rivals(&mut self) {
+        if !self.rival && self.archiver.stats().foreign > 0 {
+            self.rival = true;
+            eprintln!(
+                "{}: {}: a SECOND SERVER sends on this stream under an identity in use, or an old session; its frames are refused: stop it",
+                self.name, self.group
+            );
+        }
     }
 
     /// Syncs and sends the last acknowledgements.

@@ -13,16 +13,16 @@ use seqcast_proto::io::{
 };
 use seqcast_proto::rng::Rng;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
-use seqcast_proto::server::{Inherited, Server, ServerConfig, Source};
+use seqcast_proto::server::{Inherited, RateLimit, Server, ServerConfig, Source};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
-use seqcast_proto::wire::{Block, Kind, Message, Reason};
+use seqcast_proto::wire::{Block, HeartbeatBody, Kind, Message, Reason, Stamp};
 
 pub const STREAM: Stream = Stream(7);
 pub const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 1, 1, 1), 5000);
 const FRAME: usize = 576;
 const WALL: Nanos = 1_700_000_000 * SECONDS;
 
-fn addr(host: u16) -> SocketAddrV4 {
+pub fn addr(host: u16) -> SocketAddrV4 {
     let [high, low] = host.to_be_bytes();
     SocketAddrV4::new(Ipv4Addr::new(10, 0, high, low), 4000)
 }
@@ -221,7 +221,7 @@ pub struct Net {
     pub jitter: Nanos,
 }
 
-struct Out<'a> {
+pub struct Out<'a> {
     from: SocketAddrV4,
     frames: &'a mut Vec<(SocketAddrV4, SocketAddrV4, Vec<u8>)>,
 }
@@ -246,6 +246,14 @@ pub struct Numbers {
     pub next: u64,
     pub until: u64,
     buf: Vec<u8>,
+}
+
+pub fn numbers(next: u64, until: u64) -> Numbers {
+    Numbers {
+        next,
+        until,
+        buf: Vec::new(),
+    }
 }
 
 pub fn payload(n: u64) -> Vec<u8> {
@@ -310,6 +318,7 @@ pub struct World {
     pub clients: Vec<ClientHost>,
     pub source: Numbers,
     pub range_end: Seq,
+    pub rate: RateLimit,
     pub archives: usize,
     /// New messages reach no client while set.
     pub lose_data: bool,
@@ -331,11 +340,8 @@ impl World {
             archive: None,
             archive_disk: Disk::default(),
             clients: Vec::new(),
-            source: Numbers {
-                next: 0,
-                until: messages,
-                buf: Vec::new(),
-            },
+            source: numbers(0, messages),
+            rate: RateLimit::default(),
             range_end: Seq::LAST,
             archives: 1,
             lose_data: false,
@@ -377,6 +383,7 @@ impl World {
         let mut config = ServerConfig::new(STREAM, GROUP, addr(1), 1000 + self.runs);
         config.archives = self.archives;
         config.range_end = self.range_end;
+        config.rate = self.rate;
         self.server = Some(Server::open(config, session, &inherited, self.now, disk).unwrap());
     }
 
@@ -547,6 +554,33 @@ impl World {
             self.server.as_ref().map(Server::stats),
             self.archive.as_ref().map(|a| (a.stats(), a.missing())),
         )
+    }
+
+    /// What the running server would say now.
+    pub fn heartbeat(&self) -> Vec<u8> {
+        let (session, sequence) = self.server.as_ref().unwrap().position();
+        let stamp = Stamp {
+            stream: STREAM,
+            session,
+            sequence,
+            time: 0,
+            flags: 0,
+            origin: 1000 + self.runs,
+        };
+        let body = HeartbeatBody {
+            previous_session: 0.into(),
+            previous_last: 0.into(),
+            oldest: 1.into(),
+            acknowledged: 1.into(),
+        };
+        let mut buf = vec![0; FRAME];
+        let len = stamp.heartbeat(&mut buf, &body, &[]);
+        buf.truncate(len);
+        buf
+    }
+
+    pub fn out<'a>(&self, frames: &'a mut Vec<(SocketAddrV4, SocketAddrV4, Vec<u8>)>) -> Out<'a> {
+        Out { from: addr(1), frames }
     }
 
     pub fn all_published(&self) -> bool {
