@@ -1,0 +1,232 @@
+//! The engine, and its links alone.
+
+use std::cell::{Cell, RefCell};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path as FilePath;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use seqcast_engine::config::Config;
+use seqcast_engine::link::udp::{UdpConfig, UdpLink};
+#[cfg(feature = "xdp")]
+use seqcast_engine::link::xdp::{Attach, Bind, XdpConfig, XdpLink};
+use seqcast_engine::link::{Fault, Link, LinkStats};
+use seqcast_engine::node::{Node, Programs};
+use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_ring::{Producer, lane};
+
+#[cfg(feature = "xdp")]
+use crate::bare::Mode;
+use crate::duel::{BATCH, Counters, Port, Received, Words, word_of};
+use crate::pair::{Cable, End, Side};
+
+/// What each end sends to the other.
+fn stream(from: End) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(239, 82, 0, 1 + from as u8), 7801)
+}
+
+fn other(end: End) -> End {
+    match end {
+        End::Near => End::Far,
+        End::Far => End::Near,
+    }
+}
+
+/// Opens the AF_XDP link; `drop` is the share of arriving frames to lose on purpose.
+#[cfg(feature = "xdp")]
+pub(crate) fn xdp(cable: Cable, mode: Mode, drop: f64) -> Result<(XdpLink, u32)> {
+    let config = XdpConfig {
+        attach: match mode {
+            Mode::Driver => Attach::Driver,
+            Mode::Generic => Attach::Generic,
+        },
+        bind: Bind::Copy,
+        fault: fault(drop),
+        ..XdpConfig::new(cable.interface)
+    };
+    Ok((XdpLink::open(&config)?, config.may_hold()))
+}
+
+/// Opens the link over kernel sockets.
+pub(crate) fn udp(cable: Cable, drop: f64) -> Result<(UdpLink, u32)> {
+    let config = UdpConfig {
+        interface: cable.interface.into(),
+        fault: fault(drop),
+        ..UdpConfig::default()
+    };
+    let may_hold = (config.frames / 2) as u32;
+    Ok((UdpLink::open(config)?, may_hold))
+}
+
+fn fault(drop: f64) -> Fault {
+    Fault {
+        drop_share: drop,
+        seed: 82,
+        ..Fault::default()
+    }
+}
+
+/// A link without a protocol above it.
+pub(crate) struct LinkPort<L> {
+    link: L,
+    to: SocketAddrV4,
+    words: Words,
+}
+
+impl<L: Link> LinkPort<L> {
+    pub(crate) fn new(side: &Side, mut link: L) -> Result<LinkPort<L>> {
+        link.join(stream(other(side.end)))?;
+        Ok(LinkPort {
+            link,
+            to: stream(side.end),
+            words: Words::default(),
+        })
+    }
+}
+
+impl<L: Link> Port for LinkPort<L> {
+    fn send(&mut self, word: u64, size: usize, count: usize) -> Result<usize> {
+        let mut sent = 0;
+        while sent < count {
+            let queued = self.link.send(self.to, |buffer| {
+                buffer[..8].copy_from_slice(&word.to_ne_bytes());
+                size
+            });
+            if !queued {
+                break;
+            }
+            sent += 1;
+        }
+        self.link.flush()?;
+        Ok(sent)
+    }
+
+    fn receive(&mut self) -> Result<Received> {
+        let mut word = 0;
+        let messages = self.link.receive(BATCH, |datagram| {
+            word = word_of(datagram.frame.as_ref());
+            self.words.note(word, false);
+        })?;
+        Ok(Received { messages, word })
+    }
+
+    fn words(&mut self, with: impl FnOnce(&mut Words)) {
+        with(&mut self.words);
+    }
+
+    fn counters(&mut self) -> Counters {
+        counters(self.link.stats())
+    }
+}
+
+fn counters(stats: LinkStats) -> Counters {
+    Counters {
+        frames: stats.sent,
+        syscalls: stats.syscalls,
+    }
+}
+
+/// What the handler has seen since it was last asked.
+#[derive(Default)]
+struct Seen {
+    received: Cell<Received>,
+    lost: Cell<u64>,
+    words: RefCell<Words>,
+}
+
+struct Handler(Rc<Seen>);
+
+impl Application for Handler {
+    #[inline]
+    fn deliver(&mut self, delivery: &Delivery<'_>) -> bool {
+        let mut received = self.0.received.get();
+        let mut words = self.0.words.borrow_mut();
+        let repaired = delivery.path != Path::Live;
+        for (_, message) in delivery.block.messages() {
+            received.messages += 1;
+            received.word = word_of(message.payload);
+            words.note(received.word, repaired);
+        }
+        self.0.received.set(received);
+        true
+    }
+
+    fn event(&mut self, event: Event) {
+        if let Event::Lost { range, .. } = event {
+            self.0
+                .lost
+                .set(self.0.lost.get() + u64::from(range.last.since(range.first)) + 1);
+        }
+    }
+}
+
+/// Bytes of the lane between the program and its engine, as between a file and the engine.
+const LANE: usize = 1 << 20;
+
+/// An engine that is driven by the program that publishes and receives, on one thread: publishes
+/// one stream, receives the other end's.
+pub(crate) struct EnginePort<L: Link> {
+    node: Node<L>,
+    lane: Producer,
+    seen: Rc<Seen>,
+    message: Box<[u8]>,
+}
+
+impl<L: Link> EnginePort<L> {
+    /// All settings but those of the link are the engine's defaults.
+    pub(crate) fn open(side: &Side, (link, may_hold): (L, u32)) -> Result<EnginePort<L>> {
+        // The link stands for what the text says of it.
+        let (ours, theirs) = (stream(side.end), stream(other(side.end)));
+        let text = format!(
+            "[engine]\nname = \"bench\"\ninterface = \"{}\"\nidle = \"spin\"\n\
+             [[publish]]\nstream = \"{ours}\"\nsource = {{ program = true }}\n\
+             [[subscribe]]\nstream = \"{theirs}\"\nsink = {{ program = true }}\n",
+            crate::pair::WIDE.interface
+        );
+        let config = Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))?;
+        let (producer, consumer) = lane(LANE);
+        let seen = Rc::new(Seen::default());
+        let programs = Programs {
+            sources: vec![(ours, consumer)],
+            handlers: vec![(theirs, Box::new(Handler(Rc::clone(&seen))))],
+        };
+        Ok(EnginePort {
+            node: Node::open(&config, link, may_hold, Arc::default(), programs)?,
+            lane: producer,
+            seen,
+            message: vec![0; 2048].into(),
+        })
+    }
+}
+
+impl<L: Link> Port for EnginePort<L> {
+    #[inline]
+    fn send(&mut self, word: u64, size: usize, count: usize) -> Result<usize> {
+        self.message[..8].copy_from_slice(&word.to_ne_bytes());
+        let message = &self.message[..size];
+        let taken = (0..count)
+            .take_while(|_| self.lane.try_push(0, &[message]).is_ok())
+            .count();
+        self.node.poll()?;
+        Ok(taken)
+    }
+
+    #[inline]
+    fn receive(&mut self) -> Result<Received> {
+        self.node.poll()?;
+        Ok(self.seen.received.take())
+    }
+
+    fn words(&mut self, with: impl FnOnce(&mut Words)) {
+        with(&mut self.seen.words.borrow_mut());
+    }
+
+    fn counters(&mut self) -> Counters {
+        counters(self.node.report().link)
+    }
+
+    fn lost(&mut self) -> u64 {
+        self.seen.lost.get()
+    }
+}

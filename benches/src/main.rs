@@ -1,0 +1,168 @@
+//! `seqcast-bench`: what the engine does on a veth pair, beside the raw limits, the kernel and its
+//! own links, in one run. `docs/benchmarks.md` says what each figure is.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+#[cfg(feature = "xdp")]
+mod bare;
+mod duel;
+mod engine;
+mod jitter;
+mod kernel;
+mod log;
+mod network;
+mod pair;
+mod plot;
+mod results;
+mod rings;
+
+use pair::Pair;
+use results::{Limit, Name, Results};
+
+/// Groups of rows.
+const ROUND_TRIP: &str = "Round trip, 64 B";
+const ONE_WAY: &str = "One way, 64 B every 20 us";
+const RATE: &str = "Throughput";
+const REPAIR: &str = "Repair";
+const RINGS: &str = "Rings, 64 B core to core";
+const LOG: &str = "Append log";
+
+/// Measures Seqcast beside the raw limits, the kernel and other queues, on two cores of this machine.
+///
+/// The network part needs root: it makes two network namespaces joined by veth pairs, which are
+/// gone when it ends, however it ends. Nothing else is touched.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// About 30 s instead of about 3 minutes: fewer rounds, shorter each.
+    #[arg(long)]
+    quick: bool,
+    /// Where to write the results.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Rounds; every contender has its turn in each.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Milliseconds of one measurement.
+    #[arg(long)]
+    ms: Option<u64>,
+    /// Only contenders whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Leave out the network.
+    #[arg(long)]
+    no_network: bool,
+    /// Leave out rings and log.
+    #[arg(long)]
+    no_memory: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("seqcast-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let rounds = cli.rounds.unwrap_or(if cli.quick { 2 } else { 7 });
+    let time = Duration::from_millis(cli.ms.unwrap_or(if cli.quick { 60 } else { 200 }));
+    ensure!(
+        rounds > 0 && time >= Duration::from_millis(10),
+        "at least one round of 10 ms"
+    );
+    std::fs::create_dir_all(&cli.out).with_context(|| format!("cannot make {}", cli.out.display()))?;
+    let cores = pair::two_cores()?;
+    let start = Instant::now();
+    let mut results = Results::default();
+    let pair = if cli.no_network { None } else { Some(Pair::new(cores)?) };
+    for round in 1..=rounds {
+        results.add_jitter(jitter::measure(cores, time)?);
+        if let Some(pair) = &pair {
+            network::round(pair, time, &cli.only, &mut results)?;
+        }
+        if !cli.no_memory {
+            memory_round(cli, cores, time, &mut results)?;
+        }
+        eprintln!("round {round} of {rounds}, {:.0} s", start.elapsed().as_secs_f64());
+    }
+    let about = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "arguments": std::env::args().skip(1).collect::<Vec<_>>(),
+        "rounds": rounds,
+        "ms": time.as_millis() as u64,
+        "cores": cores.map(|core| core.id),
+        "kernel": read("/proc/sys/kernel/osrelease"),
+        "processor": processor(),
+    });
+    results.write(&cli.out, &about)?;
+    print!("{}", results.table());
+    println!("written to {}", cli.out.display());
+    Ok(())
+}
+
+fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, results: &mut Results) -> Result<()> {
+    let against = |contender, what| {
+        Some(Limit {
+            contender,
+            what,
+            per_frame: 1,
+        })
+    };
+    let name = |group, contender, what, limit| Name {
+        group,
+        contender,
+        what,
+        limit,
+    };
+    for ring in rings::Ring::ALL {
+        if !ring.name().contains(&cli.only) {
+            continue;
+        }
+        if let Some(rate) = rings::stream(ring, cores, time)? {
+            results.add_rate(
+                name(RINGS, ring.name(), "one at a time", against("rtrb", "one at a time")),
+                rate,
+            );
+        }
+        let trips = rings::round_trip(ring, cores, time)?;
+        let limit = against("two cache lines", "round trip");
+        results.add_latency(name(RINGS, ring.name(), "round trip", limit), &trips);
+    }
+    if !"append log".contains(&cli.only) {
+        return Ok(());
+    }
+    let whats = ["append 64 B", "append 256 B", "append 1400 B"];
+    for (size, what) in log::SIZES.into_iter().zip(whats) {
+        let limit = "memcpy + CRC32C";
+        let rate = log::append_limit(size, cores[0], time)?;
+        results.add_rate(name(LOG, limit, what, None), rate);
+        let rate = log::append(log::Place::Memory, size, cores[0], time)?;
+        results.add_rate(name(LOG, "log in memory", what, against(limit, what)), rate);
+        let rate = log::append(log::Place::Files(&cli.out), size, cores[0], time)?;
+        results.add_rate(name(LOG, "log in files", what, against(limit, what)), rate);
+    }
+    let trips = log::look_up(&cli.out, 256, cores[0], time)?;
+    results.add_latency(name(LOG, "log in files", "random read 256 B", None), &trips);
+    Ok(())
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+fn processor() -> String {
+    let text = read("/proc/cpuinfo");
+    let model = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    model.map_or_else(|| "unknown".into(), |(_, model)| model.to_owned())
+}

@@ -1,0 +1,243 @@
+//! Who is measured on the cable, at what, and against whom.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+#[cfg(feature = "xdp")]
+use crate::bare::{BarePort, Mode};
+use crate::duel::{self, BATCH, FULL_COUNT, FULL_FRAME, LARGE, LARGE_FRAME, Outcome, Phase, SMALL, SMALL_FRAME};
+use crate::engine::{self, EnginePort, LinkPort};
+use crate::kernel::{How, KernelPort};
+use crate::pair::{Pair, WIDE};
+use crate::results::{Limit, Name, Results};
+use crate::{ONE_WAY, RATE, REPAIR, ROUND_TRIP};
+
+/// A phase and the names of its row.
+struct Task {
+    phase: Phase,
+    what: &'static str,
+    against: Option<Limit>,
+}
+
+/// Tasks that several contenders share.
+const TRIP: &str = "";
+const FRAMES_64: &str = "64 B frames, batch 64";
+const FRAMES_SMALL: &str = "100 B frames, batch 64";
+const FRAMES_ALONE: &str = "100 B frames, one by one";
+const FRAMES_LARGE: &str = "1060 B frames, batch 64";
+const FRAMES_FULL: &str = "1460 B frames, batch 64";
+const MESSAGES_PACKED: &str = "64 B messages, 21 a frame";
+const MESSAGES_ALONE: &str = "64 B messages, one by one";
+const MESSAGES_LARGE: &str = "1 KiB messages, 1 a frame";
+
+const EVERY_US: u64 = 20;
+
+fn trip(size: usize, against: Option<&'static str>) -> Task {
+    Task {
+        phase: Phase::RoundTrip { size },
+        what: TRIP,
+        against: against.map(|contender| Limit {
+            contender,
+            what: TRIP,
+            per_frame: 1,
+        }),
+    }
+}
+
+fn paced(size: usize, against: Option<&'static str>) -> Task {
+    Task {
+        phase: Phase::Paced {
+            size,
+            every_us: EVERY_US,
+        },
+        ..trip(size, against)
+    }
+}
+
+/// Messages are held against raw frames of the size that theirs have.
+fn stream(
+    size: usize,
+    per_frame: usize,
+    batch: usize,
+    what: &'static str,
+    against: Option<(&'static str, &'static str)>,
+) -> Task {
+    Task {
+        phase: Phase::Stream { size, per_frame, batch },
+        what,
+        against: against.map(|(contender, what)| Limit {
+            contender,
+            what,
+            per_frame,
+        }),
+    }
+}
+
+/// What kernel sockets can do with each size, in their fastest way.
+const RUNS: &str = "kernel UDP, GSO";
+
+fn engine_tasks(limit: &'static str) -> Vec<Task> {
+    let mut tasks = vec![
+        trip(SMALL, Some(limit_of_trips(limit))),
+        paced(SMALL, Some(limit_of_trips(limit))),
+        stream(SMALL, FULL_COUNT, BATCH, MESSAGES_PACKED, Some((limit, FRAMES_FULL))),
+        stream(LARGE, 1, BATCH, MESSAGES_LARGE, Some((limit, FRAMES_LARGE))),
+    ];
+    if limit == DRIVER {
+        tasks.push(stream(SMALL, 1, 1, MESSAGES_ALONE, Some((limit, FRAMES_ALONE))));
+    }
+    tasks
+}
+
+fn limit_of_trips(limit: &'static str) -> &'static str {
+    if limit == RUNS { KERNEL } else { limit }
+}
+
+const DRIVER: &str = "bare AF_XDP, driver";
+#[cfg(feature = "xdp")]
+const GENERIC: &str = "bare AF_XDP, generic";
+const KERNEL: &str = "kernel UDP";
+
+/// One turn of every contender whose name contains `only`.
+pub(crate) fn round(pair: &Pair, time: Duration, only: &str, results: &mut Results) -> Result<()> {
+    let mut turn = Turn {
+        pair,
+        time,
+        only,
+        results,
+    };
+    #[cfg(feature = "xdp")]
+    for (name, mode) in [(DRIVER, Mode::Driver), (GENERIC, Mode::Generic)] {
+        let tasks = [
+            trip(SMALL_FRAME, None),
+            paced(SMALL_FRAME, None),
+            stream(SMALL, 1, BATCH, FRAMES_64, None),
+            stream(SMALL_FRAME, 1, BATCH, FRAMES_SMALL, None),
+            stream(SMALL_FRAME, 1, 1, FRAMES_ALONE, None),
+            stream(LARGE_FRAME, 1, BATCH, FRAMES_LARGE, None),
+            stream(FULL_FRAME, 1, BATCH, FRAMES_FULL, None),
+        ];
+        turn.take(name, &tasks, |side| BarePort::open(side, mode))?;
+    }
+    let tasks = [
+        trip(SMALL_FRAME, None),
+        paced(SMALL_FRAME, None),
+        stream(SMALL_FRAME, 1, 1, FRAMES_ALONE, None),
+    ];
+    turn.take(KERNEL, &tasks, |side| KernelPort::open(side, How::Single))?;
+    let tasks = [
+        stream(SMALL_FRAME, 1, BATCH, FRAMES_SMALL, None),
+        stream(LARGE_FRAME, 1, BATCH, FRAMES_LARGE, None),
+        stream(FULL_FRAME, 1, BATCH, FRAMES_FULL, None),
+    ];
+    turn.take("kernel UDP, sendmmsg", &tasks, |side| KernelPort::open(side, How::Many))?;
+    turn.take(RUNS, &tasks, |side| KernelPort::open(side, How::Runs))?;
+
+    #[cfg(feature = "xdp")]
+    {
+        let link_tasks = |limit| {
+            [
+                trip(SMALL_FRAME, Some(limit)),
+                stream(SMALL_FRAME, 1, BATCH, FRAMES_SMALL, Some((limit, FRAMES_SMALL))),
+                stream(SMALL_FRAME, 1, 1, FRAMES_ALONE, Some((limit, FRAMES_ALONE))),
+                stream(LARGE_FRAME, 1, BATCH, FRAMES_LARGE, Some((limit, FRAMES_LARGE))),
+                stream(FULL_FRAME, 1, BATCH, FRAMES_FULL, Some((limit, FRAMES_FULL))),
+            ]
+        };
+        for (link, engine, limit, mode) in [
+            ("link xdp, driver", "Seqcast xdp, driver", DRIVER, Mode::Driver),
+            ("link xdp, generic", "Seqcast xdp, generic", GENERIC, Mode::Generic),
+        ] {
+            turn.take(link, &link_tasks(limit), |side| {
+                LinkPort::new(side, engine::xdp(WIDE, mode, 0.0)?.0)
+            })?;
+            turn.take(engine, &engine_tasks(limit), |side| {
+                EnginePort::open(side, engine::xdp(WIDE, mode, 0.0)?)
+            })?;
+        }
+    }
+    let tasks = [
+        trip(SMALL_FRAME, Some(KERNEL)),
+        stream(SMALL_FRAME, 1, BATCH, FRAMES_SMALL, Some((RUNS, FRAMES_SMALL))),
+        stream(LARGE_FRAME, 1, BATCH, FRAMES_LARGE, Some((RUNS, FRAMES_LARGE))),
+        stream(FULL_FRAME, 1, BATCH, FRAMES_FULL, Some((RUNS, FRAMES_FULL))),
+    ];
+    turn.take("link udp", &tasks, |side| {
+        LinkPort::new(side, engine::udp(WIDE, 0.0)?.0)
+    })?;
+    turn.take("Seqcast udp", &engine_tasks(RUNS), |side| {
+        EnginePort::open(side, engine::udp(WIDE, 0.0)?)
+    })?;
+
+    for (share, xdp, udp) in [
+        (0.01, "Seqcast xdp, 1% lost", "Seqcast udp, 1% lost"),
+        (0.05, "Seqcast xdp, 5% lost", "Seqcast udp, 5% lost"),
+    ] {
+        #[cfg(feature = "xdp")]
+        turn.take(xdp, &lossy_tasks(DRIVER), |side| {
+            EnginePort::open(side, engine::xdp(WIDE, Mode::Driver, share)?)
+        })?;
+        #[cfg(not(feature = "xdp"))]
+        let _ = xdp;
+        turn.take(udp, &lossy_tasks(RUNS), |side| {
+            EnginePort::open(side, engine::udp(WIDE, share)?)
+        })?;
+    }
+    Ok(())
+}
+
+fn lossy_tasks(limit: &'static str) -> [Task; 3] {
+    [
+        paced(SMALL, None),
+        stream(SMALL, FULL_COUNT, BATCH, MESSAGES_PACKED, Some((limit, FRAMES_FULL))),
+        stream(LARGE, 1, BATCH, MESSAGES_LARGE, Some((limit, FRAMES_LARGE))),
+    ]
+}
+
+/// A round in progress.
+struct Turn<'a> {
+    pair: &'a Pair,
+    time: Duration,
+    only: &'a str,
+    results: &'a mut Results,
+}
+
+impl Turn<'_> {
+    fn take<P: duel::Port>(
+        &mut self,
+        contender: &'static str,
+        tasks: &[Task],
+        open: impl Fn(&crate::pair::Side) -> Result<P> + Sync,
+    ) -> Result<()> {
+        if !contender.contains(self.only) {
+            return Ok(());
+        }
+        let phases: Vec<Phase> = tasks.iter().map(|task| task.phase).collect();
+        let outcomes = duel::run(self.pair, self.time, &phases, &open, &open).with_context(|| contender.to_owned())?;
+        for (task, outcome) in tasks.iter().zip(&outcomes) {
+            let group = match task.phase {
+                Phase::RoundTrip { .. } => ROUND_TRIP,
+                Phase::Paced { .. } => ONE_WAY,
+                Phase::Stream { .. } => RATE,
+            };
+            let name = Name {
+                group,
+                contender,
+                what: task.what,
+                limit: task.against,
+            };
+            self.results.add(name, outcome);
+            if let Outcome::Latency { repaired, .. } = outcome {
+                let name = Name {
+                    group: REPAIR,
+                    what: "sent to delivered, one way",
+                    limit: None,
+                    ..name
+                };
+                self.results.add_latency(name, repaired);
+            }
+        }
+        Ok(())
+    }
+}
