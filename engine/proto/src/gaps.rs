@@ -127,6 +127,9 @@ impl Parties {
     /// the server odd ones; who is not known is passed over.
     fn turn(&self, tries: &mut u32) -> Option<(SocketAddrV4, bool)> {
         if let Some(group) = self.group {
+            if !self.archived && tries.is_multiple_of(2) {
+                *tries += 1;
+            }
             return Some((group, !tries.is_multiple_of(2)));
         }
         let archive = self.archive(*tries / 2);
@@ -167,6 +170,8 @@ struct Gap {
     asked_at: Nanos,
     /// Even: the archive's turn; odd: the server's.
     tries: u32,
+    /// Questions sent. Only the answer to a single one is a sample of the round trip.
+    questions: u32,
     /// Asked, and neither answered nor timed out.
     open: bool,
     /// One bit a party that will never have it.
@@ -289,6 +294,7 @@ impl Gaps {
                         due,
                         asked_at: 0,
                         tries: 0,
+                        questions: 0,
                         open: false,
                         refused_by: 0,
                     };
@@ -345,7 +351,7 @@ impl Gaps {
             let Some(part) = gap.range.intersect(range) else { break };
             found += part.len();
             if gap.open {
-                if gap.tries == 1 && gap.asked_at != 0 {
+                if gap.questions == 1 && gap.asked_at != 0 {
                     self.rtt.sample(now.saturating_sub(gap.asked_at));
                     gap.asked_at = 0;
                 }
@@ -494,10 +500,11 @@ impl Gaps {
                 let _ = self.isolate(at, asked);
             }
             let gap = &mut self.list[at];
-            if gap.tries < 2 && gap.asked_at == 0 {
+            if gap.questions == 0 {
                 gap.born = now.mono;
             }
             gap.tries += 1;
+            gap.questions += 1;
             gap.open = true;
             gap.asked_at = now.mono;
             gap.due = now.mono + pause(timeout, gap.tries, self.config.max_timeout);

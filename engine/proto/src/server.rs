@@ -123,6 +123,8 @@ pub struct ServerStats {
     pub frames: u64,
     /// Heartbeats and ENDs.
     pub heartbeats: u64,
+    /// Messages of all sessions that as many archives as required have acknowledged in this run.
+    pub acknowledged: u64,
     /// ACK frames received.
     pub acks: u64,
     /// Messages refused because they fit no frame.
@@ -266,6 +268,7 @@ impl Server {
         }
         store.open_session(session, previous)?;
         server.push_session(session, previous);
+        server.sweep(store);
         Ok(server)
     }
 
@@ -332,7 +335,7 @@ impl Server {
         store: &mut impl ServerStore,
         out: &mut impl Outbox,
     ) -> (u64, Option<Blocked>) {
-        let before = self.stats.messages;
+        let (before, rolls) = (self.stats.messages, self.stats.rolls);
         let mut blocked = None;
         for _ in 0..budget {
             if source.peek().is_none() && self.pending.is_none() {
@@ -344,7 +347,8 @@ impl Server {
             }
         }
         let sent = self.stats.messages - before;
-        if sent > 0 {
+        // The heartbeat of a session that was just opened is not put off.
+        if sent > 0 && self.stats.rolls == rolls {
             self.heartbeat_pause = self.config.heartbeat_min;
             self.heartbeat_due = now.mono + self.heartbeat_pause;
         }
@@ -542,6 +546,11 @@ impl Server {
         self.heartbeat_due = now.mono;
         self.heartbeat_pause = self.config.heartbeat_min;
         let at = self.kept.len() - 1;
+        if let Some(pending) = self.pending.take().filter(|p| !p.kept) {
+            // Neither kept nor sent: for everyone else these messages never were.
+            self.stats.messages -= u64::from(self.kept[at].next.since(pending.first));
+            self.kept[at].next = pending.first;
+        }
         let end = End {
             last: self.kept[at].next.prev(),
             next: Session::NONE,
@@ -695,6 +704,7 @@ impl Server {
         if floor == kept.floor {
             return;
         }
+        self.stats.acknowledged += u64::from(floor.since(kept.floor));
         kept.floor = floor;
         for set in &mut kept.acked {
             set.remove_below(floor);
@@ -710,8 +720,8 @@ impl Server {
         while at + KEEP_ENDED < self.kept.len() {
             let kept = &self.kept[at];
             let acknowledged = kept.end.is_some_and(|end| kept.floor > end.last);
-            let unasked = self.config.archives == 0 && self.kept.len() == MAX_KEPT;
-            if acknowledged || unasked {
+            // Without archives nobody will ever fetch an ended session as a whole.
+            if acknowledged || self.config.archives == 0 {
                 let kept = self.kept.remove(at);
                 store.drop_session(kept.session);
             } else {

@@ -1,5 +1,6 @@
 //! The append log behind a server and behind an archive.
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use seqcast_archive::{AppendError, Archive, Error, Options, SessionLog, SessionMeta};
@@ -83,11 +84,15 @@ pub(super) struct Retention {
     limit: u64,
     /// Without archives old messages make room for new ones.
     drop_oldest: bool,
+    /// Sessions that were acknowledged throughout and removed: clients may still ask how they ended.
+    ended: VecDeque<Inherited>,
     /// Nothing changes between appends but by the helper: looking at every frame is not needed.
     appended: u64,
     failed: bool,
 }
 
+/// Removed sessions of which the end is remembered.
+const ENDED: usize = 64;
 /// Bytes after which the log's size is looked at again.
 const LOOK_EVERY: u64 = 64 << 10;
 
@@ -122,6 +127,7 @@ impl Retention {
             origin,
             limit,
             drop_oldest,
+            ended: VecDeque::with_capacity(ENDED),
             appended: LOOK_EVERY,
             failed: false,
         })
@@ -196,15 +202,20 @@ impl Retention {
 
 impl Store for Retention {
     fn look_up(&self, session: Session, seq: Seq) -> Lookup<'_> {
-        look_up(&self.archive, session, seq)
+        match self.removed(session) {
+            Some(gone) => Lookup::Absent(Reason::TooOld, gone.end.last),
+            None => look_up(&self.archive, session, seq),
+        }
     }
 
     fn end_of(&self, session: Session) -> Option<End> {
-        end_of(&self.archive, session)
+        let removed = self.removed(session).map(|gone| gone.end);
+        removed.or_else(|| end_of(&self.archive, session))
     }
 
     fn previous_of(&self, session: Session) -> Session {
-        previous_of(&self.archive, session)
+        let removed = self.removed(session).map(|gone| gone.previous);
+        removed.unwrap_or_else(|| previous_of(&self.archive, session))
     }
 }
 
@@ -247,7 +258,10 @@ impl ServerStore for Retention {
             user: self.taken(),
         };
         match self.archive.create_session(session, meta) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.tidy();
+                Ok(())
+            }
             Err(error) => {
                 report("server log", self.stream, &mut self.failed, &error);
                 Err(Refused::Failed)
@@ -272,18 +286,23 @@ impl ServerStore for Retention {
         if let Some(log) = self.archive.session_mut(session) {
             log.release_below(seq);
             self.appended = LOOK_EVERY;
+            if log.stored().is_empty() {
+                self.tidy();
+            }
         }
     }
 
     fn drop_session(&mut self, session: Session) {
-        // What cannot be removed takes room and is tried again at the next start.
-        if let Err(error) = self.archive.remove_session(session) {
-            eprintln!("server log of stream {}: {error}", self.stream);
+        if self.removed(session).is_none() {
+            self.remove(session);
         }
     }
 
     fn oldest(&self, session: Session) -> Seq {
-        self.archive.session(session).map_or(Seq::FIRST, oldest_of)
+        match self.removed(session) {
+            Some(gone) => gone.end.last.next(),
+            None => self.archive.session(session).map_or(Seq::FIRST, oldest_of),
+        }
     }
 }
 
