@@ -1,4 +1,4 @@
-//! The client: delivers a stream in order, each message once, and gets back what was missed.
+//! The client: delivers a stream, each message once, and gets back what was missed.
 
 use core::net::SocketAddrV4;
 
@@ -23,6 +23,16 @@ pub enum Start {
     After(Session, Seq),
 }
 
+/// In what order a client delivers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// In the order of the numbers; what follows a gap waits for the repair.
+    #[default]
+    Sequence,
+    /// As messages arrive; repairs come late and say so. Sessions still follow each other.
+    Arrival,
+}
+
 /// Settings of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientConfig {
@@ -32,6 +42,8 @@ pub struct ClientConfig {
     pub origin: u32,
     /// Where to begin.
     pub start: Start,
+    /// In what order to deliver.
+    pub order: Order,
     /// How far ahead of the next message a frame may be and still be held, in messages.
     pub window: u32,
     /// Most frames held; their receive buffers are not free meanwhile.
@@ -41,6 +53,9 @@ pub struct ClientConfig {
     /// The group, when NAKs shall be multicast: no address need be known, and clients that missed
     /// the same keep silent when one has asked.
     pub ask_group: Option<SocketAddrV4>,
+    /// The group, when a client that resumes shall ask it as long as no heartbeat has named anyone:
+    /// what it missed is found while the server is away.
+    pub seek_group: Option<SocketAddrV4>,
     /// After this long without a frame of the server the archive is asked whether there is more.
     pub silence: Nanos,
     /// Seed of the random pauses.
@@ -55,10 +70,12 @@ impl ClientConfig {
             stream,
             origin,
             start: Start::Now,
+            order: Order::Sequence,
             window: 1 << 16,
             hold_frames: 2048,
             gaps: GapConfig::default(),
             ask_group: None,
+            seek_group: None,
             silence: 1000 * MILLIS,
             seed: u64::from(origin),
         }
@@ -101,23 +118,22 @@ pub struct ClientStats {
 struct Cursor {
     /// [`Session::NONE`] until something of the stream was seen.
     session: Session,
-    /// The next message to deliver.
+    /// The lowest message that is neither delivered nor lost; in order, the next one to deliver.
     next: Seq,
+    /// The highest message delivered in this session; 0 before the first.
+    highest: Seq,
     /// The application would not take it.
     blocked: bool,
     stats: ClientStats,
 }
 
 impl Cursor {
-    /// Offers the application the messages of a checked frame from the next one to `last`.
-    fn offer(&mut self, bytes: &[u8], last: Seq, waited: bool, app: &mut impl Application) -> bool {
+    /// Offers the application the messages `wanted` of a checked frame.
+    fn offer(&mut self, bytes: &[u8], wanted: SeqRange, waited: bool, app: &mut impl Application) -> bool {
         let Ok((header, body)) = Header::ref_from_prefix(bytes) else {
             return true;
         };
         let whole = Block::trusted(header.sequence(), header.count.get(), body);
-        let Some(wanted) = SeqRange::new(self.next, last) else {
-            return true;
-        };
         let Some(block) = whole.part(wanted, usize::MAX) else {
             return true;
         };
@@ -132,6 +148,7 @@ impl Cursor {
             time: header.time.get(),
             path,
             waited,
+            late: wanted.first < self.highest,
         };
         self.blocked = !app.deliver(&delivery);
         if self.blocked {
@@ -139,6 +156,7 @@ impl Cursor {
             return false;
         }
         let count = u64::from(block.count());
+        self.highest = self.highest.max(wanted.last);
         self.stats.delivered += count;
         match path {
             Path::Live => {}
@@ -160,7 +178,10 @@ pub struct Client<F> {
     horizon: Seq,
     hold: Hold<F>,
     gaps: Gaps,
+    /// Given up, in order: reported when their turn comes.
     lost: RangeSet,
+    /// On arrival: delivered or reported as lost, above the next message.
+    done: RangeSet,
     parties: Parties,
     end: Option<End>,
     ended: bool,
@@ -180,6 +201,12 @@ impl<F: AsRef<[u8]>> Client<F> {
             Start::Now | Start::Session => (Session::NONE, Seq::FIRST),
         };
         let hold = Hold::new(config.window, config.hold_frames);
+        let seek = config.seek_group.filter(|_| session != Session::NONE);
+        let done = match config.order {
+            Order::Sequence => 0,
+            // One behind each gap.
+            Order::Arrival => config.gaps.max_gaps,
+        };
         // More than can be held is never asked for.
         let gaps = GapConfig {
             ask_window: config.gaps.ask_window.clamp(1, hold.window()),
@@ -189,6 +216,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             cursor: Cursor {
                 session,
                 next,
+                highest: Seq(0),
                 blocked: false,
                 stats: ClientStats::default(),
             },
@@ -197,8 +225,9 @@ impl<F: AsRef<[u8]>> Client<F> {
             hold,
             gaps: Gaps::new(gaps, config.seed),
             lost: RangeSet::new(config.gaps.max_gaps),
+            done: RangeSet::new(done),
             // Until a heartbeat says otherwise an archive may have what the server lacks.
-            parties: Parties::new(true).by_multicast(config.ask_group),
+            parties: Parties::new(true).by_multicast(config.ask_group.or(seek)),
             end: None,
             ended: false,
             upcoming: Session::NONE,
@@ -219,7 +248,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
     }
 
-    /// The session and the next message to deliver, once known.
+    /// The session and the lowest message that is neither delivered nor lost, once known.
     #[must_use]
     pub fn position(&self) -> Option<(Session, Seq)> {
         Some((self.cursor.session.known()?, self.cursor.next))
@@ -308,6 +337,8 @@ impl<F: AsRef<[u8]>> Client<F> {
         let mut limit = self.cursor.next.plus(self.hold.window());
         if !self.hold.has_room() {
             limit = self.hold.top(self.cursor.next).unwrap_or(limit);
+        } else if self.config.order == Order::Arrival && !self.cursor.blocked {
+            limit = Seq(u32::MAX);
         }
         if self.gaps.is_due(now.mono, limit) && (!self.cursor.blocked || self.hold.has_room()) {
             while let Some(range) = self.gaps.take_given_up(now.mono, &self.parties) {
@@ -396,12 +427,15 @@ impl<F: AsRef<[u8]>> Client<F> {
             });
         }
         self.horizon = self.horizon.max(range.end());
-        if range.last < self.cursor.next {
+        let Some(wanted) = SeqRange::new(range.first.max(self.cursor.next), range.last) else {
             self.cursor.stats.duplicates += u64::from(range.len());
             return;
+        };
+        if self.config.order == Order::Arrival {
+            return self.deliver_now(now, range, frame, app);
         }
-        let is_next = range.first <= self.cursor.next && self.hold.get(self.cursor.next).is_none();
-        if is_next && !self.cursor.blocked && self.cursor.offer(frame.as_ref(), range.last, false, app) {
+        let is_next = wanted.first == self.cursor.next && self.hold.get(self.cursor.next).is_none();
+        if is_next && !self.cursor.blocked && self.cursor.offer(frame.as_ref(), wanted, false, app) {
             self.cursor.stats.duplicates += u64::from(self.cursor.next.since(range.first));
             if !self.gaps.is_empty() {
                 self.gaps.found(range, now.mono);
@@ -442,7 +476,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         let mut absent = 0;
         let mut run: Option<SeqRange> = None;
         for seq in (range.first.max(self.cursor.next).0..=range.last.0).map(Seq) {
-            if window.contains(seq) && self.hold.get(seq).is_some() {
+            if window.contains(seq) && self.hold.get(seq).is_some() || self.done.contains(seq) {
                 continue;
             }
             absent += 1;
@@ -478,6 +512,9 @@ impl<F: AsRef<[u8]>> Client<F> {
 
     /// Delivers what has become next, and says what is lost when its turn comes.
     fn drain(&mut self, app: &mut impl Application) {
+        if self.config.order == Order::Arrival {
+            return self.deliver_held(app);
+        }
         loop {
             self.cursor.blocked = false;
             let next = self.cursor.next;
@@ -493,11 +530,13 @@ impl<F: AsRef<[u8]>> Client<F> {
                 continue;
             }
             let Some(frame) = self.hold.get(next) else { return };
-            let Some(last) = last_of(frame.as_ref()) else { return };
-            if !self.cursor.offer(frame.as_ref(), last, true, app) {
+            let Some(wanted) = last_of(frame.as_ref()).and_then(|last| SeqRange::new(next, last)) else {
+                return;
+            };
+            if !self.cursor.offer(frame.as_ref(), wanted, true, app) {
                 return;
             }
-            self.advance(last);
+            self.advance(wanted.last);
         }
     }
 
@@ -544,6 +583,7 @@ impl<F: AsRef<[u8]>> Client<F> {
 
     fn learn(&mut self, header: &Header, endpoints: &[Endpoint]) {
         self.parties.archived = header.has(flags::ARCHIVED);
+        self.parties.group = self.config.ask_group;
         let archives = endpoints.iter().filter(|e| e.is(Role::Archive)).map(Endpoint::addr);
         if self.parties.set_archives(archives) {
             self.gaps.archives_changed();
@@ -613,11 +653,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             let window_end = self.cursor.next.plus(self.hold.window());
             for seq in (known.first.0..known.last.next().min(window_end).0).map(Seq) {
                 if self.hold.get(seq).is_some() {
-                    self.lose(now, SeqRange::new(from, seq.prev()));
+                    self.lose(now, SeqRange::new(from, seq.prev()), app);
                     from = seq.next();
                 }
             }
-            self.lose(now, SeqRange::new(from, known.last));
+            self.lose(now, SeqRange::new(from, known.last), app);
             if !self.cursor.blocked {
                 self.drain(app);
             }
@@ -634,7 +674,10 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
     }
 
-    fn lose(&mut self, now: Nanos, range: Option<SeqRange>) {
+    fn lose(&mut self, now: Nanos, range: Option<SeqRange>, app: &mut impl Application) {
+        if self.config.order == Order::Arrival {
+            return self.lose_now(now, range, app);
+        }
         if let Some(range) = range
             && self.lost.insert(range).is_err()
         {
@@ -669,12 +712,14 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.end = None;
         self.cursor.session = next;
         self.cursor.next = Seq::FIRST;
+        self.cursor.highest = Seq(0);
         self.horizon = Seq::FIRST;
         self.server_origin = 0;
         self.duplicate_reported = false;
         self.hold.clear();
         self.gaps.clear();
         self.lost.clear();
+        self.done.clear();
         app.event(Event::SessionStarted { session: next });
         if self.upcoming > next {
             self.probe(now);
@@ -686,6 +731,8 @@ fn last_of(bytes: &[u8]) -> Option<Seq> {
     let (header, _) = Header::ref_from_prefix(bytes).ok()?;
     SeqRange::of(header.sequence(), u32::from(header.count.get())).map(|r| r.last)
 }
+
+mod arrival;
 
 #[cfg(test)]
 mod tests;

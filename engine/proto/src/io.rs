@@ -148,7 +148,7 @@ pub enum Path {
     Server,
 }
 
-/// Messages handed to an application, in order, each once.
+/// Messages handed to an application, each once; in order unless the client delivers on arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery<'a> {
     /// The session of the numbers.
@@ -161,6 +161,8 @@ pub struct Delivery<'a> {
     pub path: Path,
     /// Whether they waited here for earlier messages or for the application.
     pub waited: bool,
+    /// Whether a message of a higher number was delivered before; never when delivering in order.
+    pub late: bool,
 }
 
 /// What a client tells its application besides messages.

@@ -1,6 +1,7 @@
 //! A small world of servers, archives and clients under one seed: the production state machines
 //! over a network that loses, doubles, delays and reorders.
-#![allow(unreachable_pub)]
+// Each test file uses another part of this.
+#![allow(unreachable_pub, dead_code)]
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -281,6 +282,8 @@ impl Source for Numbers {
 pub struct App {
     pub got: Vec<(u32, u32, Vec<u8>)>,
     pub events: Vec<Event>,
+    /// Numbers of messages that were marked as late.
+    pub late: Vec<(u32, u32)>,
     /// Takes nothing while set.
     pub stuck: bool,
 }
@@ -290,6 +293,9 @@ impl Application for App {
         if !self.stuck {
             self.got
                 .extend(d.block.messages().map(|(s, m)| (d.session.0, s.0, m.payload.to_vec())));
+            if d.late {
+                self.late.extend(d.block.messages().map(|(s, _)| (d.session.0, s.0)));
+            }
         }
         !self.stuck
     }
