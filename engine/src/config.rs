@@ -14,7 +14,7 @@ use crate::feed::Format;
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -163,8 +163,12 @@ pub struct Xdp {
     pub bind: Bind,
     /// Bytes of a frame, 2048 or 4096.
     pub frame_size: u32,
-    /// Frames for each queue.
+    /// Frames for each queue, at least twice `rx_ring` and `tx_ring` together.
     pub frames: u32,
+    /// Descriptors of each receive ring, a power of two.
+    pub rx_ring: u32,
+    /// Frames that may wait to be sent, a power of two.
+    pub tx_ring: u32,
 }
 
 impl Default for Xdp {
@@ -175,6 +179,8 @@ impl Default for Xdp {
             bind: Bind::Auto,
             frame_size: 2048,
             frames: 8192,
+            rx_ring: 2048,
+            tx_ring: 2048,
         }
     }
 }
@@ -187,6 +193,9 @@ pub struct Udp {
     pub receive_buffer: usize,
     /// Receive buffers of the engine.
     pub frames: usize,
+    /// Send runs of equal datagrams as one (UDP GSO), where the kernel can. To be switched off
+    /// when a receiver uses generic XDP on a virtual link, which sees such runs uncut.
+    pub gso: bool,
 }
 
 impl Default for Udp {
@@ -194,6 +203,7 @@ impl Default for Udp {
         Udp {
             receive_buffer: 8 << 20,
             frames: 4096,
+            gso: true,
         }
     }
 }
@@ -609,7 +619,13 @@ impl Config {
             ];
             if sources.iter().filter(|s| **s).count() != 1 {
                 return invalid(format!(
-                    "[[publish]] {}: the source needs one of `file`, `fifo` or `stdin = true`",
+                    "[[publish]] {}: the source needs one of `file`, `fifo`, `stdin = true` or `program = true`",
+                    publish.stream
+                ));
+            }
+            if source.format == Format::Raw {
+                return invalid(format!(
+                    "[[publish]] {}: format \"raw\" does not tell messages apart; use \"binaryfile\" or \"lines\"",
                     publish.stream
                 ));
             }
@@ -646,12 +662,24 @@ impl Config {
             let sinks = [sink.file.is_some(), sink.fifo.is_some(), sink.stdout, sink.program];
             if sinks.iter().filter(|s| **s).count() != 1 {
                 return invalid(format!(
-                    "[[subscribe]] {}: the sink needs one of `file`, `fifo` or `stdout = true`",
+                    "[[subscribe]] {}: the sink needs one of `file`, `fifo`, `stdout = true` or `program = true`",
                     subscribe.stream
                 ));
             }
         }
         for archive in &self.archive {
+            if !archive.segment.0.is_power_of_two() || !(1 << 16..=1 << 30).contains(&archive.segment.0) {
+                return invalid(format!(
+                    "[[archive]] {}: `segment` must be a power of two from \"64 KiB\" to \"1 GiB\"",
+                    archive.stream
+                ));
+            }
+            if archive.sync_ms > 60_000 {
+                return invalid(format!(
+                    "[[archive]] {}: `sync_ms` can be at most 60000",
+                    archive.stream
+                ));
+            }
             if archive.ack == Ack::Synced && archive.sync_ms == 0 {
                 return invalid(format!(
                     "[[archive]] {}: `ack = \"synced\"` needs `sync_ms` above 0, else nothing is ever acknowledged",
@@ -707,7 +735,7 @@ source = { stdin = true }
             (
                 "stdin = true",
                 "stdin = true, file = \"x\"",
-                "one of `file`, `fifo` or `stdin",
+                "one of `file`, `fifo`, `stdin",
             ),
             ("stdin = true", "stdin = true, rate = -1", "`rate` must be above 0"),
             ("[[publish]]", "[[publish]]\nretain = \"12 furlongs\"", "write 1048576"),

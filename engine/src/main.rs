@@ -100,13 +100,14 @@ fn start<L: Link>(config: &Config, link: L, may_hold: u32, stop: StopRequests) -
         pin(core)?;
     }
     eprintln!("ready {} mode={}", config.engine.name, node.mode());
-    let report = node.run()?;
-    if let Some(path) = &config.engine.report {
-        report
+    let (report, result) = node.run();
+    let written = match &config.engine.report {
+        Some(path) => report
             .write(path)
-            .with_context(|| format!("cannot write the report {}", path.display()))?;
-    }
-    Ok(())
+            .with_context(|| format!("cannot write the report {}", path.display())),
+        None => Ok(()),
+    };
+    result.and(written)
 }
 
 fn pin(core: usize) -> Result<()> {

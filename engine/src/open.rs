@@ -27,7 +27,7 @@ pub(crate) fn udp(config: &Config) -> Result<UdpLink> {
         fault: fault(engine.fault),
         ttl: engine.ttl,
         mtu: engine.mtu,
-        ..UdpConfig::default()
+        gso: engine.udp.gso,
     };
     UdpLink::open(udp).with_context(|| format!("cannot open kernel sockets on {}", engine.interface))
 }
@@ -54,6 +54,9 @@ fn xdp_config(config: &Config) -> XdpConfig {
         },
         frame_size: engine.xdp.frame_size,
         frames: engine.xdp.frames,
+        rx_ring: engine.xdp.rx_ring,
+        tx_ring: engine.xdp.tx_ring,
+        mtu: engine.mtu,
         port: engine.port,
         ttl: engine.ttl,
         fault: fault(engine.fault),

@@ -100,7 +100,7 @@ pub struct PublicationReport {
     pub bytes: u64,
     /// DATA frames.
     pub frames: u64,
-    /// Messages of this run that as many archives as required have acknowledged.
+    /// Messages that as many archives as required have acknowledged in this run, of whatever run.
     pub acknowledged: u64,
     /// Messages not acknowledged at the end, over all sessions.
     pub unacknowledged: u64,
@@ -108,6 +108,12 @@ pub struct PublicationReport {
     pub repaired: u64,
     /// NAK frames received.
     pub naks: u64,
+    /// Ranges that one multicast repair answered together with another requester's.
+    pub merged: u64,
+    /// Ranges put off because their requester, or all together, had too many waiting.
+    pub put_off: u64,
+    /// Frames of another server under the identity of this one.
+    pub foreign: u64,
     /// ACK frames received.
     pub acks: u64,
     /// Turns in which messages waited because what is not acknowledged filled the room.
@@ -148,6 +154,12 @@ pub struct ArchiveReport {
     pub acks: u64,
     /// NAK frames answered.
     pub naks_answered: u64,
+    /// Ranges that one multicast repair answered together with another requester's.
+    pub merged: u64,
+    /// Ranges put off because their requester, or all together, had too many waiting.
+    pub put_off: u64,
+    /// Frames of a second server under the same identity.
+    pub foreign: u64,
     /// Messages sent again.
     pub repairs: u64,
 }

@@ -357,6 +357,69 @@ fn a_new_client_starts_at_now() {
 }
 
 #[test]
+fn a_server_that_is_full_can_be_stopped_and_goes_on_later() {
+    let world = World::new(&["server", "archive", "client1"], 400_000);
+    let client = world.start("client1", false, &world.client("client1", false));
+    let roles = world.server(1_000_000, "retain = \"8 MiB\"\nlinger_max_ms = 300");
+    let server = world.start("server", false, &roles);
+    // Without an archive the server fills its log and takes no more.
+    world.until_delivered("client1", 20);
+    terminate(server);
+    assert!(world.delivered("client1") < world.size(), "it was held back");
+    let archive = world.start("archive", false, &world.archive());
+    let mut server = world.start("server", false, &roles);
+    server.wait(LIMIT).unwrap();
+    world.until_delivered("client1", 100);
+    terminate(client);
+    terminate(archive);
+    world.assert_equal("client1");
+    world.assert_archived();
+}
+
+#[test]
+fn many_short_runs_need_no_more_room_than_one() {
+    let world = World::new(&["server", "archive"], 2_000);
+    let archive = world.start("archive", false, &world.archive());
+    let whole = fs::read(&world.input).unwrap();
+    // Each run finds some more messages in its file.
+    let mut end = 0;
+    for _ in 0..8 {
+        for _ in 0..250 {
+            end += 2 + usize::from(u16::from_be_bytes([whole[end], whole[end + 1]]));
+        }
+        fs::write(&world.input, &whole[..end]).unwrap();
+        let mut server = world.start(
+            "server",
+            false,
+            &world.server(100_000, "retain = \"8 MiB\"\nlinger_ms = 1"),
+        );
+        server.wait(LIMIT).unwrap();
+    }
+    terminate(archive);
+    world.assert_archived();
+}
+
+#[test]
+fn a_source_that_breaks_off_still_ends_its_stream() {
+    let world = World::new(&["server", "archive", "client1"], 2_000);
+    let archive = world.start("archive", false, &world.archive());
+    let mut client = world.start("client1", false, &world.client("client1", true));
+    let whole = fs::read(&world.input).unwrap();
+    fs::write(&world.input, &whole[..whole.len() - 1]).unwrap();
+    let mut server = world.start("server", false, &world.server(100_000, ""));
+    client.wait(LIMIT).unwrap();
+    let error = server.wait(LIMIT).unwrap_err().to_string();
+    assert!(error.contains("truncated"), "{error}");
+    terminate(archive);
+    let got = fs::read(world.path("client1.out")).unwrap();
+    assert!(
+        whole.starts_with(&got) && whole.len() - got.len() < 60,
+        "all whole messages arrived"
+    );
+    assert_eq!(world.report("server")["publications"][0]["messages"], 1_999);
+}
+
+#[test]
 fn lines_go_from_standard_input_to_standard_output_and_through_a_fifo() {
     let world = World::at(Place::Loopback, &["host"], 1_000);
     let fifo = world.path("pipe");

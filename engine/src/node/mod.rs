@@ -165,11 +165,11 @@ impl<L: Link> Node<L> {
     }
 
     /// Runs until everything that was asked for is done, or the engine is told to stop, and closes
-    /// all in order.
+    /// all in order. The report is made however it ends.
     ///
     /// # Errors
     /// When the link, a log, a source or a sink fails. What can be closed in order is closed.
-    pub fn run(mut self) -> Result<Report> {
+    pub fn run(mut self) -> (Report, Result<()>) {
         let result = self.cycle();
         self.close(result)
     }
@@ -314,7 +314,7 @@ impl<L: Link> Node<L> {
         self.record.iter_mut().for_each(Record::check_rivals);
         for publish in &mut self.publish {
             publish.check_rivals()?;
-            publish.check_source(now, self.stopping)?;
+            publish.check_source(now, self.stopping);
             if self.stopping {
                 publish.stop(now);
             }
@@ -335,7 +335,14 @@ impl<L: Link> Node<L> {
         let published = self.publish.iter().all(|p| p.finished(now));
         let received = self.stopping || self.subscribe.iter().all(Subscribe::finished);
         let recorded = self.stopping || self.record.iter().all(Record::finished);
-        Ok(published && received && recorded)
+        let done = published && received && recorded;
+        // A source that broke off ends the engine, once its stream has been ended in order.
+        let broken = self
+            .publish
+            .iter_mut()
+            .filter(|p| p.finished(now))
+            .find_map(Publish::take_error);
+        broken.map_or(Ok(done), Err)
     }
 
     fn sleep(&mut self, now: Now) -> Result<()> {
@@ -353,7 +360,7 @@ impl<L: Link> Node<L> {
     }
 
     /// Closes everything in order, whatever happened before.
-    fn close(mut self, mut result: Result<()>) -> Result<Report> {
+    fn close(mut self, mut result: Result<()>) -> (Report, Result<()>) {
         let now = self.clock.now();
         for record in &mut self.record {
             let mut out = Out {
@@ -378,7 +385,7 @@ impl<L: Link> Node<L> {
         for record in self.record {
             result = result.and(record.close());
         }
-        result.map(|()| report)
+        (report, result)
     }
 }
 

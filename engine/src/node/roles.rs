@@ -102,6 +102,12 @@ pub(super) struct Publish {
     retry_at: Nanos,
     resumed_at: u64,
     held_back: u64,
+    /// Since when the source has been asked to stop.
+    stopped_at: Option<Nanos>,
+    /// How long it may then take until all of it is sent.
+    patience: Nanos,
+    /// What broke the source off.
+    broken: Option<anyhow::Error>,
     /// Another server on this session that was reported.
     rival: Option<SocketAddrV4>,
     failed: bool,
@@ -205,6 +211,9 @@ impl Publish {
             retry_at: with.now.mono + wait,
             resumed_at,
             held_back: 0,
+            stopped_at: None,
+            patience: config.linger_max_ms * MILLIS,
+            broken: None,
             rival: None,
             failed: false,
         })
@@ -286,29 +295,44 @@ impl Publish {
     }
 
     /// Looks whether the source has ended.
-    pub(super) fn check_source(&mut self, now: Now, stopping: bool) -> Result<()> {
+    pub(super) fn check_source(&mut self, now: Now, stopping: bool) {
         let Some(source) = &mut self.source else {
-            return Ok(());
+            return;
         };
         if stopping {
             source.stop();
+            self.stopped_at.get_or_insert(now.mono);
         }
         // A program that does not stop by itself is not waited for; what it has put in is sent.
+        let program = matches!(source, Feed::Program(_));
         let lane = source.lane();
-        let ended =
-            lane.is_finished() || stopping && matches!(source, Feed::Program(_)) && source.lane().peek().is_none();
-        if !ended || self.server.is_stuck() {
-            return Ok(());
+        let ended = lane.is_finished() || stopping && program && lane.peek().is_none();
+        let ended = ended && !self.server.is_stuck();
+        // Nor is room waited for without end: what was not sent stays in the source.
+        let waited = self.stopped_at.map_or(0, |since| now.mono.saturating_sub(since));
+        if !ended && waited < self.patience.max(1) {
+            return;
         }
-        let Some(source) = self.source.take() else {
-            return Ok(());
-        };
+        if !ended {
+            eprintln!(
+                "{}: {}: no room for what the source still had after {} s; it was not sent",
+                self.name,
+                self.group,
+                self.patience / SECONDS
+            );
+        }
+        let Some(source) = self.source.take() else { return };
         let result = source.join();
         if stopping || self.at_end == AtEnd::Close || result.is_err() {
             // What was read is sent; the end is announced even when the source broke off.
             let _ = self.server.close(now, &mut self.store);
         }
-        result.with_context(|| format!("[[publish]] {}", self.group))
+        self.broken = result.with_context(|| format!("[[publish]] {}", self.group)).err();
+    }
+
+    /// What broke the source off, if that happened.
+    pub(super) fn take_error(&mut self) -> Option<anyhow::Error> {
+        self.broken.take()
     }
 
     /// Ends the stream if it has no source any more.
@@ -329,21 +353,20 @@ impl Publish {
 
     pub(super) fn report(&self) -> PublicationReport {
         let stats = self.server.stats();
-        let (session, next) = self.server.position();
         let unacknowledged = self.server.unacknowledged();
         PublicationReport {
             stream: self.group.to_string(),
-            session: session.0,
+            session: self.server.position().0.0,
             messages: stats.messages,
             bytes: stats.bytes,
             frames: stats.frames,
-            acknowledged: stats
-                .messages
-                .min(u64::from(next.prev().0))
-                .saturating_sub(unacknowledged),
+            acknowledged: stats.acknowledged,
             unacknowledged,
             repaired: stats.repairs.repaired,
             naks: stats.repairs.naks,
+            merged: stats.repairs.merged,
+            put_off: stats.repairs.busy,
+            foreign: stats.foreign,
             acks: stats.acks,
             held_back: self.held_back,
             oversize: stats.oversize,
@@ -683,6 +706,9 @@ impl Record {
             failed: stats.failed,
             acks: stats.acks,
             naks_answered: stats.repairs.naks,
+            merged: stats.repairs.merged,
+            put_off: stats.repairs.busy,
+            foreign: stats.foreign,
             repairs: stats.repairs.repaired,
         }
     }

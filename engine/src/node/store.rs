@@ -179,16 +179,61 @@ impl Retention {
 
     /// Gives up the oldest eighth of the oldest session that holds anything.
     fn drop_some(&mut self) {
-        for session in self.archive.sessions().collect::<Vec<_>>() {
-            let Some(log) = self.archive.session_mut(session) else {
-                continue;
-            };
+        let holds = |s: &Session| {
+            let log = self.archive.session(*s);
+            log.is_some_and(|l| !l.stored().is_empty())
+        };
+        let Some(session) = self.archive.sessions().find(holds) else {
+            return;
+        };
+        if let Some(log) = self.archive.session_mut(session) {
             let (oldest, next) = (oldest_of(log), next_of(log));
-            if oldest < next {
-                log.release_below(oldest.plus(next.since(oldest) / 8 + 1));
+            log.release_below(oldest.plus(next.since(oldest) / 8 + 1));
+        }
+    }
+
+    /// Removes ended sessions of which nothing need be kept. The open session and the one before
+    /// it stay: the next run tells clients how that one ended.
+    fn tidy(&mut self) {
+        let Some(latest) = self.archive.sessions().nth_back(1) else {
+            return;
+        };
+        loop {
+            let done = |s: &Session| {
+                let log = self.archive.session(*s).filter(|l| l.end().is_some());
+                *s < latest && log.is_some_and(|l| l.stored().is_empty() || self.drop_oldest)
+            };
+            let Some(session) = self.archive.sessions().find(done) else {
+                return;
+            };
+            if !self.remove(session) {
                 return;
             }
         }
+    }
+
+    fn remove(&mut self, session: Session) -> bool {
+        if let Some(end) = end_of(&self.archive, session) {
+            if self.ended.len() == ENDED {
+                self.ended.pop_front();
+            }
+            self.ended.push_back(Inherited {
+                session,
+                previous: previous_of(&self.archive, session),
+                end,
+            });
+        }
+        // What cannot be removed takes room and is tried again at the next start.
+        let removed = self.archive.remove_session(session);
+        if let Err(error) = &removed {
+            eprintln!("server log of stream {}: {error}", self.stream);
+        }
+        removed.is_ok()
+    }
+
+    /// A session that was removed here, for what is still asked about it.
+    fn removed(&self, session: Session) -> Option<&Inherited> {
+        self.ended.iter().find(|e| e.session == session)
     }
 
     /// Writes everything to disk.

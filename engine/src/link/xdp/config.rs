@@ -51,6 +51,8 @@ pub struct XdpConfig {
     pub port: u16,
     /// Time to live of what is sent: how many routers it may pass, plus one.
     pub ttl: u8,
+    /// Largest IP packet to send, in bytes, 576 to the interface's MTU, which is the default.
+    pub mtu: Option<usize>,
     /// Losses among what arrives, for tests and labs.
     pub fault: Fault,
 }
@@ -70,6 +72,7 @@ impl XdpConfig {
             tx_ring: 2048,
             port: 0,
             ttl: 1,
+            mtu: None,
             fault: Fault::default(),
         }
     }

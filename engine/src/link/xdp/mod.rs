@@ -111,7 +111,7 @@ impl XdpLink {
             queue.fill()?;
         }
 
-        let max_payload = interface.mtu as usize - packet::IP_UDP;
+        let max_payload = start::packet_limit(config, &interface)? - packet::IP_UDP;
         let link = XdpLink {
             mode: start::describe(&interface.name, mode, &queues, &[no_driver, no_zero_copy]),
             poll: queues.iter().map(Queue::raw_fd).chain([-1]).map(pollfd).collect(),

@@ -32,6 +32,19 @@ pub(super) fn fault(config: &XdpConfig) -> seqcast_bpf::Fault {
     }
 }
 
+/// The largest IP packet to send, in bytes.
+pub(super) fn packet_limit(config: &XdpConfig, interface: &Interface) -> io::Result<usize> {
+    let most = interface.mtu as usize;
+    match config.mtu {
+        None => Ok(most),
+        Some(mtu) if (576..=most).contains(&mtu) => Ok(mtu),
+        Some(mtu) => Err(invalid(format!(
+            "MTU {mtu} is outside 576 to {most}, the MTU of {}; change one of the two",
+            interface.name
+        ))),
+    }
+}
+
 /// Checks that a packet fits a frame, and that every receive queue is served.
 pub(super) fn check_fit(config: &XdpConfig, interface: &Interface) -> io::Result<()> {
     let Interface { name, mtu, queues, .. } = interface;
