@@ -201,6 +201,8 @@ impl<L: Link> EnginePort<L> {
 }
 
 impl<L: Link> Port for EnginePort<L> {
+    const REPAIRS: bool = true;
+
     #[inline]
     fn send(&mut self, word: u64, size: usize, count: usize) -> Result<usize> {
         self.message[..8].copy_from_slice(&word.to_ne_bytes());

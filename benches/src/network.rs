@@ -99,12 +99,25 @@ const DRIVER: &str = "bare AF_XDP, driver";
 const GENERIC: &str = "bare AF_XDP, generic";
 const KERNEL: &str = "kernel UDP";
 
-/// One turn of every contender whose name contains `only`.
-pub(crate) fn round(pair: &Pair, time: Duration, only: &str, results: &mut Results) -> Result<()> {
+/// Calls of [`Turn::take`] in a round.
+const CONTENDERS: u32 = if cfg!(feature = "xdp") { 13 } else { 7 };
+
+/// One turn of every contender whose name contains `only`, at the tasks whose name contains
+/// `task`. `patience` is the time in which disturbed
+/// measurements may be repeated; each contender has an even share of it.
+pub(crate) fn round(
+    pair: &Pair,
+    time: Duration,
+    patience: Duration,
+    [only, task]: [&str; 2],
+    results: &mut Results,
+) -> Result<()> {
     let mut turn = Turn {
         pair,
         time,
+        patience: patience / CONTENDERS,
         only,
+        task,
         results,
     };
     #[cfg(feature = "xdp")]
@@ -199,7 +212,9 @@ fn lossy_tasks(limit: &'static str) -> [Task; 3] {
 struct Turn<'a> {
     pair: &'a Pair,
     time: Duration,
+    patience: Duration,
     only: &'a str,
+    task: &'a str,
     results: &'a mut Results,
 }
 
@@ -210,11 +225,13 @@ impl Turn<'_> {
         tasks: &[Task],
         open: impl Fn(&crate::pair::Side) -> Result<P> + Sync,
     ) -> Result<()> {
-        if !contender.contains(self.only) {
+        let tasks: Vec<&Task> = tasks.iter().filter(|task| task.what.contains(self.task)).collect();
+        if tasks.is_empty() || !contender.contains(self.only) {
             return Ok(());
         }
         let phases: Vec<Phase> = tasks.iter().map(|task| task.phase).collect();
-        let outcomes = duel::run(self.pair, self.time, &phases, &open, &open).with_context(|| contender.to_owned())?;
+        let outcomes =
+            duel::run(self.pair, self.time, self.patience, &phases, open).with_context(|| contender.to_owned())?;
         for (task, outcome) in tasks.iter().zip(&outcomes) {
             let group = match task.phase {
                 Phase::RoundTrip { .. } => ROUND_TRIP,
@@ -228,10 +245,10 @@ impl Turn<'_> {
                 limit: task.against,
             };
             self.results.add(name, outcome);
-            if let Outcome::Latency { repaired, .. } = outcome {
+            if let Outcome::Latency { repaired, .. } = &outcome.outcome {
                 let name = Name {
                     group: REPAIR,
-                    what: "sent to delivered, one way",
+                    what: "",
                     limit: None,
                     ..name
                 };

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::duel::Outcome;
+use crate::duel::{Measured, Outcome};
 use crate::jitter::Jitter;
 
 /// What a row's samples are.
@@ -50,9 +50,17 @@ pub(crate) struct Row {
     lost: Vec<f64>,
     /// p99 of each round.
     p99: Vec<f64>,
+    /// Shares of the time that the threads waited for their cores.
+    waited: Vec<f64>,
     /// All rounds together.
     #[serde(skip)]
     histogram: Option<Histogram<u64>>,
+}
+
+impl Row {
+    fn is(&self, name: &Name) -> bool {
+        (self.group, self.contender, self.what) == (name.group, name.contender, name.what)
+    }
 }
 
 /// The least, middle and greatest of some samples.
@@ -96,8 +104,7 @@ pub(crate) struct Name {
 
 impl Results {
     fn row(&mut self, name: Name, unit: Unit) -> &mut Row {
-        let same = |row: &Row| (row.group, row.contender, row.what) == (name.group, name.contender, name.what);
-        let at = self.rows.iter().position(same).unwrap_or_else(|| {
+        let at = self.rows.iter().position(|row| row.is(&name)).unwrap_or_else(|| {
             self.rows.push(Row {
                 group: name.group,
                 contender: name.contender,
@@ -109,6 +116,7 @@ impl Results {
                 syscalls_per_frame: Vec::new(),
                 lost: Vec::new(),
                 p99: Vec::new(),
+                waited: Vec::new(),
                 histogram: None,
             });
             self.rows.len() - 1
@@ -117,8 +125,8 @@ impl Results {
     }
 
     /// Adds what a round found.
-    pub(crate) fn add(&mut self, name: Name, outcome: &Outcome) {
-        match outcome {
+    pub(crate) fn add(&mut self, name: Name, measured: &Measured) {
+        match &measured.outcome {
             Outcome::Latency { all, .. } => self.add_latency(name, all),
             Outcome::Rate {
                 messages,
@@ -132,6 +140,10 @@ impl Results {
                 row.syscalls_per_frame.push(*syscalls_per_frame);
                 row.lost.push(*lost);
             }
+        }
+        let rows = self.rows.iter_mut();
+        for row in rows.filter(|row| row.is(&name)) {
+            row.waited.push(measured.waited);
         }
     }
 
@@ -182,23 +194,23 @@ impl Results {
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         let mut group = "";
-        for row in &self.rows {
+        let mut rows: Vec<&Row> = self.rows.iter().collect();
+        rows.sort_by_key(|row| crate::GROUPS.iter().position(|group| *group == row.group));
+        for row in rows {
             if row.group != group {
                 group = row.group;
                 let _ = writeln!(
                     text,
-                    "\n{group}\n{:24} {:31} {:>22} {:>9} {:>8} {:>6} {:>6}  against",
-                    "", "", "median (min-max)", "p99 us", "sys/frm", "lost", "ratio"
+                    "\n{group:46} {:>24} {:>8} {:>7} {:>6} {:>6} {:>6}  against",
+                    "median (min-max)", "p99 us", "sys/frm", "lost", "waited", "ratio"
                 );
             }
             let Spread { median, min, max } = spread(&row.samples);
-            let value = match row.unit {
-                Unit::PerSecond if row.group == crate::LOG || row.group == crate::RINGS => {
-                    format!("{:.2} ({:.2}-{:.2}) M/s", median / 1e6, min / 1e6, max / 1e6)
-                }
-                Unit::PerSecond => format!("{:.3} ({:.3}-{:.3}) M/s", median / 1e6, min / 1e6, max / 1e6),
-                Unit::Nanoseconds => format!("{:.2} ({:.2}-{:.2}) us", median / 1e3, min / 1e3, max / 1e3),
+            let (scale, unit) = match row.unit {
+                Unit::PerSecond => (1e6, "M/s"),
+                Unit::Nanoseconds => (1e3, "us"),
             };
+            let value = format!("{:.2} ({:.2}-{:.2}) {unit}", median / scale, min / scale, max / scale);
             let some = |samples: &[f64], scale: f64, digits: usize| {
                 if samples.is_empty() {
                     String::new()
@@ -216,7 +228,7 @@ impl Results {
             let lost = row.lost.iter().copied().fold(0.0, f64::max);
             let _ = writeln!(
                 text,
-                "{:24} {:31} {value:>22} {:>9} {:>8} {:>6} {ratio:>6}  {against}",
+                "{:21} {:24} {value:>24} {:>8} {:>7} {:>6} {:>6} {ratio:>6}  {against}",
                 row.contender,
                 row.what,
                 some(&row.p99, 1e-3, 1),
@@ -225,6 +237,11 @@ impl Results {
                     String::new()
                 } else {
                     format!("{:.1}%", lost * 100.0)
+                },
+                if row.waited.is_empty() {
+                    String::new()
+                } else {
+                    format!("{:.1}%", spread(&row.waited).median * 100.0)
                 },
             );
         }
