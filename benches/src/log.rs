@@ -131,7 +131,7 @@ pub(crate) fn look_up(directory: &Path, size: usize, core: CoreId, time: Duratio
         while before - start < time {
             // Knuth's multiplier; the upper bits are the good ones.
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let seq = Seq(1 + ((random >> 32) * u64::from(count) >> 32) as u32);
+            let seq = Seq(1 + (((random >> 32) * u64::from(count)) >> 32) as u32);
             let record = log.read(seq).with_context(|| format!("record {seq} is not there"))?;
             std::hint::black_box(record.block);
             let now = Instant::now();
