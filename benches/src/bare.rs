@@ -15,7 +15,7 @@ use xsk_rs::config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, So
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
 use crate::duel::{BATCH, Counters, Port, Received, Words, word_of};
-use crate::pair::{End, Side, WIDE};
+use crate::pair::Side;
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl BarePort {
     pub(crate) fn open(side: &Side, mode: Mode) -> Result<BarePort> {
         let until = Instant::now() + BUSY_FOR;
         let (receive, transmit, fill, completion, umem, frames) = loop {
-            match open_socket() {
+            match open_socket(side, mode) {
                 Err(error) if Instant::now() > until => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
                 Ok(opened) => break opened,
@@ -68,9 +68,8 @@ impl BarePort {
         let _ = option(fd, libc::SOL_XDP, 9, RING as libc::c_int);
         option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)?;
         let (to_send, to_fill) = frames.split_at(RING as usize);
-        let other = if side.end == End::Near { End::Far } else { End::Near };
         let mut port = BarePort {
-            _program: Program::attach(WIDE.interface, mode, fd)?,
+            _program: Program::attach(&side.interface, mode, fd)?,
             receive,
             transmit,
             fill,
@@ -79,7 +78,7 @@ impl BarePort {
             to_send: to_send.to_vec(),
             to_fill: to_fill.to_vec(),
             batch: vec![frames[0]; BATCH],
-            macs: [WIDE.mac(other), WIDE.mac(side.end)],
+            macs: [side.peer_mac, side.mac],
             words: Words::default(),
             counters: Counters::default(),
         };
@@ -200,7 +199,7 @@ impl Port for BarePort {
 
 type Opened = (RxQueue, TxQueue, FillQueue, CompQueue, Umem, Vec<FrameDesc>);
 
-fn open_socket() -> Result<Opened> {
+fn open_socket(side: &Side, mode: Mode) -> Result<Opened> {
     let ring = |size| QueueSize::new(size).map_err(|error| anyhow!("{error}"));
     let umem = UmemConfig::builder()
         .frame_size(FrameSize::new(FRAME).map_err(|error| anyhow!("{error}"))?)
@@ -210,13 +209,18 @@ fn open_socket() -> Result<Opened> {
         .map_err(|error| anyhow!("{error}"))?;
     let count = NonZeroU32::new(FRAMES).context("no frames")?;
     let (umem, frames) = Umem::new(umem, count, false).map_err(|error| anyhow!("no memory for frames: {error}"))?;
+    let copy = if side.zero_copy && mode == Mode::Driver {
+        BindFlags::XDP_ZEROCOPY
+    } else {
+        BindFlags::XDP_COPY
+    };
     let socket = SocketConfig::builder()
         .rx_queue_size(ring(RING)?)
         .tx_queue_size(ring(2 * RING)?)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP)
+        .bind_flags(copy | BindFlags::XDP_USE_NEED_WAKEUP)
         .build();
-    let interface: Interface = WIDE.interface.parse().map_err(|_| anyhow!("bad interface name"))?;
+    let interface: Interface = side.interface.parse().map_err(|_| anyhow!("bad interface name"))?;
     // SAFETY: the UMEM is new and bound once only; the call is unsafe for those bound twice to one queue.
     let opened = unsafe { Socket::new(socket, &umem, &interface, 0) };
     let (transmit, receive, rings) = opened.map_err(|error| anyhow!("cannot open an AF_XDP socket: {error}"))?;

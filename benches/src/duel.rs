@@ -551,6 +551,7 @@ fn follow<Q: Port>(port: &mut Q, phase: Phase, gate: u64, control: &Control) -> 
     // When the sender had stopped, and what came until then.
     let mut stopped: Option<(Instant, f64)> = None;
     let mut last = Instant::now();
+    let mut waited = 0;
     for turn in 1u64.. {
         let received = port.receive()?;
         arrived += received.messages as u64;
@@ -589,6 +590,9 @@ fn follow<Q: Port>(port: &mut Q, phase: Phase, gate: u64, control: &Control) -> 
             continue;
         }
         let now = Instant::now();
+        if stopped.is_none() {
+            waited = waiting()? - waited_before;
+        }
         let (since, _) = *stopped.get_or_insert_with(|| {
             let seconds = (now - from).as_secs_f64().max(1e-9);
             (now, (arrived - count) as f64 / seconds)
@@ -602,7 +606,7 @@ fn follow<Q: Port>(port: &mut Q, phase: Phase, gate: u64, control: &Control) -> 
             break;
         }
     }
-    control.waited.store(waiting()? - waited_before, Ordering::SeqCst);
+    control.waited.store(waited, Ordering::SeqCst);
     control.settled.store(true, Ordering::Release);
     control.gate(gate + 1)?;
     let sent = control.sent.load(Ordering::SeqCst).max(1);

@@ -19,39 +19,36 @@ use seqcast_ring::{Producer, lane};
 #[cfg(feature = "xdp")]
 use crate::bare::Mode;
 use crate::duel::{BATCH, Counters, Port, Received, Words, word_of};
-use crate::pair::{Cable, End, Side};
+use crate::pair::{End, Side};
 
 /// What each end sends to the other.
 fn stream(from: End) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(239, 82, 0, 1 + from as u8), 7801)
 }
 
-fn other(end: End) -> End {
-    match end {
-        End::Near => End::Far,
-        End::Far => End::Near,
-    }
-}
-
 /// Opens the AF_XDP link; `drop` is the share of arriving frames to lose on purpose.
 #[cfg(feature = "xdp")]
-pub(crate) fn xdp(cable: Cable, mode: Mode, drop: f64) -> Result<(XdpLink, u32)> {
+pub(crate) fn xdp(side: &Side, mode: Mode, drop: f64) -> Result<(XdpLink, u32)> {
     let config = XdpConfig {
         attach: match mode {
             Mode::Driver => Attach::Driver,
             Mode::Generic => Attach::Generic,
         },
-        bind: Bind::Copy,
+        bind: if side.zero_copy && mode == Mode::Driver {
+            Bind::ZeroCopy
+        } else {
+            Bind::Copy
+        },
         fault: fault(drop),
-        ..XdpConfig::new(cable.interface)
+        ..XdpConfig::new(side.interface.clone())
     };
     Ok((XdpLink::open(&config)?, config.may_hold()))
 }
 
 /// Opens the link over kernel sockets.
-pub(crate) fn udp(cable: Cable, drop: f64) -> Result<(UdpLink, u32)> {
+pub(crate) fn udp(side: &Side, drop: f64) -> Result<(UdpLink, u32)> {
     let config = UdpConfig {
-        interface: cable.interface.into(),
+        interface: side.interface.clone(),
         fault: fault(drop),
         ..UdpConfig::default()
     };
@@ -76,7 +73,7 @@ pub(crate) struct LinkPort<L> {
 
 impl<L: Link> LinkPort<L> {
     pub(crate) fn new(side: &Side, mut link: L) -> Result<LinkPort<L>> {
-        link.join(stream(other(side.end)))?;
+        link.join(stream(side.end.other()))?;
         Ok(LinkPort {
             link,
             to: stream(side.end),
@@ -177,12 +174,12 @@ impl<L: Link> EnginePort<L> {
     /// All settings but those of the link are the engine's defaults.
     pub(crate) fn open(side: &Side, (link, may_hold): (L, u32)) -> Result<EnginePort<L>> {
         // The link stands for what the text says of it.
-        let (ours, theirs) = (stream(side.end), stream(other(side.end)));
+        let (ours, theirs) = (stream(side.end), stream(side.end.other()));
         let text = format!(
             "[engine]\nname = \"bench\"\ninterface = \"{}\"\nidle = \"spin\"\n\
              [[publish]]\nstream = \"{ours}\"\nsource = {{ program = true }}\n\
              [[subscribe]]\nstream = \"{theirs}\"\nsink = {{ program = true }}\n",
-            crate::pair::WIDE.interface
+            side.interface
         );
         let config = Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))?;
         let (producer, consumer) = lane(LANE);

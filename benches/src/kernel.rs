@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 
 use crate::duel::{BATCH, Counters, Port, Received, Words, word_of};
-use crate::pair::{Side, WIDE};
+use crate::pair::Side;
 
 /// How datagrams cross the border to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +43,8 @@ pub(crate) struct KernelPort {
 
 impl KernelPort {
     pub(crate) fn open(side: &Side, how: How) -> Result<KernelPort> {
-        let other = match side.end {
-            crate::pair::End::Near => crate::pair::End::Far,
-            crate::pair::End::Far => crate::pair::End::Near,
-        };
-        let socket = UdpSocket::bind(SocketAddrV4::new(WIDE.address(side.end), PORT)).context("cannot bind UDP")?;
-        socket.connect(SocketAddrV4::new(WIDE.address(other), PORT))?;
+        let socket = UdpSocket::bind(SocketAddrV4::new(side.address, PORT)).context("cannot bind UDP")?;
+        socket.connect(SocketAddrV4::new(side.peer_address, PORT))?;
         socket.set_nonblocking(true)?;
         option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)?;
         option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER)?;

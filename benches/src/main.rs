@@ -21,7 +21,7 @@ mod plot;
 mod results;
 mod rings;
 
-use pair::Pair;
+use pair::{Cable, Pair};
 use results::{Limit, Name, Results};
 
 /// Groups of rows.
@@ -63,6 +63,13 @@ struct Cli {
     /// On the network only tasks whose name contains this.
     #[arg(long, default_value = "")]
     task: String,
+    /// Instead of a veth pair two network cards of this machine, joined by a cable. They must be
+    /// free: no IPv4 address. They go back when the run ends, without addresses.
+    #[arg(long, value_names = ["NEAR", "FAR"], num_args = 2)]
+    cards: Option<Vec<String>>,
+    /// Bind AF_XDP in driver mode with zero-copy, or fail. For cards.
+    #[arg(long)]
+    zero_copy: bool,
     /// Leave out the network.
     #[arg(long)]
     no_network: bool,
@@ -92,7 +99,15 @@ fn run(cli: &Cli) -> Result<()> {
     let cores = pair::two_cores()?;
     let start = Instant::now();
     let mut results = Results::default();
-    let pair = if cli.no_network { None } else { Some(Pair::new(cores)?) };
+    let cable = match cli.cards.as_deref() {
+        Some([near, far]) => Cable::Cards([near.clone(), far.clone()]),
+        _ => Cable::Veth,
+    };
+    let pair = if cli.no_network {
+        None
+    } else {
+        Some(Pair::new(cores, &cable, cli.zero_copy)?)
+    };
     let patience = Duration::from_secs(if cli.quick { QUICK_PATIENCE } else { PATIENCE }) / rounds as u32;
     for round in 1..=rounds {
         results.add_jitter(jitter::measure(cores, time)?);

@@ -9,7 +9,7 @@ use crate::bare::{BarePort, Mode};
 use crate::duel::{self, BATCH, FULL_COUNT, FULL_FRAME, LARGE, LARGE_FRAME, Outcome, Phase, SMALL, SMALL_FRAME};
 use crate::engine::{self, EnginePort, LinkPort};
 use crate::kernel::{How, KernelPort};
-use crate::pair::{Pair, WIDE};
+use crate::pair::Pair;
 use crate::results::{Limit, Name, Results};
 use crate::{ONE_WAY, RATE, REPAIR, ROUND_TRIP};
 
@@ -163,10 +163,10 @@ pub(crate) fn round(
             ("link xdp, generic", "Seqcast xdp, generic", GENERIC, Mode::Generic),
         ] {
             turn.take(link, &link_tasks(limit), |side| {
-                LinkPort::new(side, engine::xdp(WIDE, mode, 0.0)?.0)
+                LinkPort::new(side, engine::xdp(side, mode, 0.0)?.0)
             })?;
             turn.take(engine, &engine_tasks(limit), |side| {
-                EnginePort::open(side, engine::xdp(WIDE, mode, 0.0)?)
+                EnginePort::open(side, engine::xdp(side, mode, 0.0)?)
             })?;
         }
     }
@@ -177,10 +177,10 @@ pub(crate) fn round(
         stream(FULL_FRAME, 1, BATCH, FRAMES_FULL, Some((RUNS, FRAMES_FULL))),
     ];
     turn.take("link udp", &tasks, |side| {
-        LinkPort::new(side, engine::udp(WIDE, 0.0)?.0)
+        LinkPort::new(side, engine::udp(side, 0.0)?.0)
     })?;
     turn.take("Seqcast udp", &engine_tasks(RUNS), |side| {
-        EnginePort::open(side, engine::udp(WIDE, 0.0)?)
+        EnginePort::open(side, engine::udp(side, 0.0)?)
     })?;
 
     for (share, xdp, udp) in [
@@ -189,12 +189,12 @@ pub(crate) fn round(
     ] {
         #[cfg(feature = "xdp")]
         turn.take(xdp, &lossy_tasks(DRIVER), |side| {
-            EnginePort::open(side, engine::xdp(WIDE, Mode::Driver, share)?)
+            EnginePort::open(side, engine::xdp(side, Mode::Driver, share)?)
         })?;
         #[cfg(not(feature = "xdp"))]
         let _ = xdp;
         turn.take(udp, &lossy_tasks(RUNS), |side| {
-            EnginePort::open(side, engine::udp(WIDE, share)?)
+            EnginePort::open(side, engine::udp(side, share)?)
         })?;
     }
     Ok(())

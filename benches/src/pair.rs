@@ -1,10 +1,12 @@
-//! Two hosts joined by a cable: two network namespaces and veth pairs between them, no switch.
+//! Two hosts joined by a cable: two network namespaces and one veth pair between them, no switch;
+//! or two network cards of this machine with a real cable between them.
 //!
 //! The namespaces have no names: they live as long as the descriptors here and the threads inside,
-//! so that nothing is left however this process ends.
+//! so that nothing is left however this process ends. Network cards then go back by themselves.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -21,42 +23,49 @@ pub(crate) enum End {
     Far,
 }
 
-/// One veth pair. Both ends have the same name in their namespaces.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cable {
-    pub(crate) interface: &'static str,
-    /// Third octet of its addresses, and last of its Ethernet addresses but one.
-    subnet: u8,
-    mtu: u16,
-}
-
-/// The cable.
-pub(crate) const WIDE: Cable = Cable {
-    interface: "wide",
-    subnet: 1,
-    mtu: 1500,
-};
-impl Cable {
-    /// The IPv4 address of an end.
-    pub(crate) fn address(self, end: End) -> Ipv4Addr {
-        Ipv4Addr::new(10, 82, self.subnet, 1 + end as u8)
+impl End {
+    pub(crate) fn other(self) -> End {
+        match self {
+            End::Near => End::Far,
+            End::Far => End::Near,
+        }
     }
 
-    /// The Ethernet address of an end.
-    pub(crate) fn mac(self, end: End) -> [u8; 6] {
-        [2, 0, 0, 0, self.subnet, 1 + end as u8]
+    fn address(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 82, 0, 1 + self as u8)
     }
 }
+
+/// Whose interfaces the two hosts have.
+#[derive(Clone, Debug)]
+pub(crate) enum Cable {
+    /// A veth pair of our own.
+    Veth,
+    /// Interfaces of this machine that are joined by a cable and not in use: near and far.
+    Cards([String; 2]),
+}
+
+const VETH: &str = "cable";
 
 /// The two namespaces.
 pub(crate) struct Pair {
     namespaces: [File; 2],
     cores: [CoreId; 2],
+    interfaces: [String; 2],
+    macs: [[u8; 6]; 2],
+    zero_copy: bool,
 }
 
-/// A thread's place: in a namespace, and on a core once it is pinned.
+/// A thread's place: in a namespace with one interface, and on a core once it is pinned.
 pub(crate) struct Side {
     pub(crate) end: End,
+    pub(crate) interface: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) mac: [u8; 6],
+    pub(crate) peer_address: Ipv4Addr,
+    pub(crate) peer_mac: [u8; 6],
+    /// AF_XDP in driver mode is to be bound with zero-copy.
+    pub(crate) zero_copy: bool,
     core: CoreId,
 }
 
@@ -85,35 +94,44 @@ pub(crate) fn two_cores() -> Result<[CoreId; 2]> {
 }
 
 impl Pair {
-    /// Makes the namespaces and cables. Needs root.
-    pub(crate) fn new(cores: [CoreId; 2]) -> Result<Pair> {
+    /// Makes the namespaces and lays the cable. Needs root.
+    pub(crate) fn new(cores: [CoreId; 2], cable: &Cable, zero_copy: bool) -> Result<Pair> {
         let namespaces = [new_namespace()?, new_namespace()?];
-        let pair = Pair { namespaces, cores };
-        pair.lay(WIDE)?;
-        Ok(pair)
-    }
-
-    fn lay(&self, cable: Cable) -> Result<()> {
-        use std::os::fd::AsRawFd;
-        let Cable { interface, mtu, .. } = cable;
-        let mac = |end| cable.mac(end).map(|byte| format!("{byte:02x}")).join(":");
-        let far = format!("/proc/{}/fd/{}", std::process::id(), self.namespaces[1].as_raw_fd());
-        // One queue a side: an AF_XDP socket sees the frames of one queue only.
-        let end = |end| format!("{interface} address {} mtu {mtu} numrxqueues 1 numtxqueues 1", mac(end));
-        let add = format!(
-            "link add {} type veth peer {} netns {far}",
-            end(End::Near),
-            end(End::Far)
-        );
-        self.inside(End::Near, || ip(&add))?;
+        let path = |end: usize| format!("/proc/{}/fd/{}", std::process::id(), namespaces[end].as_raw_fd());
+        let interfaces = match cable {
+            Cable::Veth => {
+                // One queue a side: an AF_XDP socket sees the frames of one queue only.
+                let end = format!("{VETH} numrxqueues 1 numtxqueues 1 netns");
+                let add = format!("link add {end} {} type veth peer {end} {}", path(0), path(1));
+                ip(&add)?;
+                [VETH.to_owned(), VETH.to_owned()]
+            }
+            Cable::Cards(names) => {
+                for name in names {
+                    check_unused(name)?;
+                }
+                for (end, name) in names.iter().enumerate() {
+                    ip(&format!("link set dev {name} netns {}", path(end)))?;
+                }
+                names.clone()
+            }
+        };
+        let mut pair = Pair {
+            namespaces,
+            cores,
+            interfaces,
+            macs: [[0; 6]; 2],
+            zero_copy,
+        };
         for end in [End::Near, End::Far] {
-            let address = cable.address(end);
-            self.inside(end, || {
-                ip(&format!("address add {address}/24 dev {interface}"))?;
-                ip(&format!("link set dev {interface} up"))
+            let interface = &pair.interfaces[end as usize];
+            pair.macs[end as usize] = pair.inside(end, || {
+                ip(&format!("address add {}/24 dev {interface}", end.address()))?;
+                ip(&format!("link set dev {interface} mtu 1500 up"))?;
+                mac_of(interface)
             })?;
         }
-        Ok(())
+        Ok(pair)
     }
 
     fn inside<T: Send>(&self, end: End, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -132,8 +150,14 @@ impl Pair {
         near: impl FnOnce(Side) -> Result<A> + Send,
         far: impl FnOnce(Side) -> Result<B> + Send,
     ) -> Result<(A, B)> {
-        let side = |end| Side {
+        let side = |end: End| Side {
             end,
+            interface: self.interfaces[end as usize].clone(),
+            address: end.address(),
+            mac: self.macs[end as usize],
+            peer_address: end.other().address(),
+            peer_mac: self.macs[end.other() as usize],
+            zero_copy: self.zero_copy,
             core: self.cores[end as usize],
         };
         let (near, far) = thread::scope(|scope| {
@@ -160,8 +184,29 @@ fn new_namespace() -> Result<File> {
     .map_err(|_| anyhow!("a thread panicked"))?
 }
 
-/// Runs `ip` in this thread's namespace.
-fn ip(arguments: &str) -> Result<()> {
+/// Refuses an interface that somebody uses: it would lose its addresses.
+fn check_unused(name: &str) -> Result<()> {
+    let shown = ip(&format!("-o address show dev {name}"))?;
+    if shown.contains(" inet ") {
+        bail!("{name} has an IPv4 address, so it is in use; name interfaces that are free and joined by a cable");
+    }
+    Ok(())
+}
+
+/// The Ethernet address of an interface of this thread's namespace.
+fn mac_of(interface: &str) -> Result<[u8; 6]> {
+    let shown = ip(&format!("-o link show dev {interface}"))?;
+    let text = shown
+        .split_once("link/ether ")
+        .map(|(_, rest)| &rest[..17.min(rest.len())]);
+    let text = text.with_context(|| format!("{interface} is no Ethernet interface"))?;
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes = bytes.collect::<Result<Vec<u8>, _>>()?;
+    bytes[..].try_into().context("an Ethernet address has 6 bytes")
+}
+
+/// Runs `ip` in this thread's namespace; returns what it printed.
+fn ip(arguments: &str) -> Result<String> {
     let output = Command::new("ip")
         .args(arguments.split_ascii_whitespace())
         .stdin(Stdio::null())
@@ -170,5 +215,5 @@ fn ip(arguments: &str) -> Result<()> {
     if !output.status.success() {
         bail!("`ip {arguments}`: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
