@@ -9,6 +9,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::feed::Format;
+use crate::feed::item::SinkFormat;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -268,8 +269,14 @@ pub enum AtEnd {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sink {
-    /// A file, written anew.
+    /// A file, written anew unless a durable client goes on.
     pub file: Option<PathBuf>,
+    /// A journal: an append-only file with all that is known of each message.
+    pub journal: Option<PathBuf>,
+    /// A directory that gets one file for each message.
+    pub dir: Option<PathBuf>,
+    /// A program and its arguments; messages go to its standard input.
+    pub exec: Option<Vec<String>>,
     /// A FIFO; made when it is missing.
     pub fifo: Option<PathBuf>,
     /// Standard output.
@@ -278,9 +285,8 @@ pub struct Sink {
     /// A handler in the engine's own process, see [`crate::node::Programs`].
     #[serde(default)]
     pub program: bool,
-    /// How messages are told apart.
-    #[serde(default)]
-    pub format: Format,
+    /// How messages are written; BinaryFILE by default. Not for `journal` and `dir`.
+    pub format: Option<SinkFormat>,
 }
 
 /// `rate` of `[[publish]]`: limits on new messages; 0 means none.
@@ -427,6 +433,17 @@ pub enum From {
     Session,
 }
 
+/// In what order a subscription is delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Delivery {
+    /// In the order of the numbers; what follows a gap waits for the repair.
+    #[default]
+    InOrder,
+    /// As messages arrive; repairs come late and are marked.
+    OnArrival,
+}
+
 /// `[[subscribe]]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -435,9 +452,19 @@ pub struct Subscribe {
     pub stream: SocketAddrV4,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
-    /// Where to begin.
+    /// The client's name, in messages and in its state; the engine's name by default.
+    pub name: Option<String>,
+    /// Directory that keeps the position over a crash; the client goes on behind it.
+    pub state: Option<PathBuf>,
+    /// How long a written message may wait until its position is kept, in milliseconds.
+    #[serde(default = "default_confirm")]
+    pub sync_ms: u64,
+    /// Where to begin without a position.
     #[serde(default)]
     pub from: From,
+    /// In what order messages are delivered.
+    #[serde(default)]
+    pub delivery: Delivery,
     /// Where messages go to.
     pub sink: Sink,
     /// End the engine when the stream has ended and everything is delivered.
@@ -461,6 +488,10 @@ pub struct Subscribe {
     /// Time after which a gap is reported as lost, in milliseconds.
     #[serde(default = "default_give_up")]
     pub give_up_ms: u64,
+}
+
+fn default_confirm() -> u64 {
+    100
 }
 
 fn default_window() -> u32 {
@@ -657,16 +688,7 @@ impl Config {
                 return invalid(format!("[[publish]] {}: `archives` can be at most 15", publish.stream));
             }
         }
-        for subscribe in &self.subscribe {
-            let sink = &subscribe.sink;
-            let sinks = [sink.file.is_some(), sink.fifo.is_some(), sink.stdout, sink.program];
-            if sinks.iter().filter(|s| **s).count() != 1 {
-                return invalid(format!(
-                    "[[subscribe]] {}: the sink needs one of `file`, `fifo`, `stdout = true` or `program = true`",
-                    subscribe.stream
-                ));
-            }
-        }
+        self.subscribe.iter().try_for_each(Subscribe::check)?;
         for archive in &self.archive {
             if !archive.segment.0.is_power_of_two() || !(1 << 16..=1 << 30).contains(&archive.segment.0) {
                 return invalid(format!(
@@ -693,6 +715,49 @@ impl Config {
                 "[engine.fault] drop = {} is not a share from 0.0 to 1.0",
                 fault.drop
             ));
+        }
+        Ok(())
+    }
+}
+
+impl Subscribe {
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |text: &str| Err(ConfigError::Invalid(format!("[[subscribe]] {}: {text}", self.stream)));
+        let sink = &self.sink;
+        let sinks = [
+            sink.file.is_some(),
+            sink.journal.is_some(),
+            sink.dir.is_some(),
+            sink.exec.is_some(),
+            sink.fifo.is_some(),
+            sink.stdout,
+            sink.program,
+        ];
+        if sinks.iter().filter(|s| **s).count() != 1 {
+            return invalid("the sink needs one of `file`, `journal`, `dir`, `exec`, `fifo` or `stdout = true`");
+        }
+        if sink.exec.as_ref().is_some_and(Vec::is_empty) {
+            return invalid("`exec` needs a program: exec = [\"program\", \"argument\"]");
+        }
+        if sink.format.is_some() && (sink.journal.is_some() || sink.dir.is_some() || sink.program) {
+            return invalid("`format` is for `file`, `fifo`, `stdout` and `exec`: leave it out");
+        }
+        if let Some(name) = &self.name {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if !(1..=64).contains(&name.len()) || name.starts_with('.') || !name.chars().all(allowed) {
+                return invalid("`name` must be 1 to 64 letters, digits, `.`, `_` or `-`, and not begin with a dot");
+            }
+        }
+        if self.state.is_some() {
+            if sink.program {
+                return invalid("`state` needs a sink of the engine: a program keeps its position itself");
+            }
+            if self.delivery == Delivery::OnArrival {
+                return invalid("`state` needs `delivery = \"in-order\"`: a position says that all before it is there");
+            }
+            if self.sync_ms == 0 {
+                return invalid("`sync_ms` must be at least 1");
+            }
         }
         Ok(())
     }
@@ -752,6 +817,34 @@ source = { stdin = true }
         assert!(error("[engine]\ninterface = \"lo\"").contains("nothing to do"));
         let twice = format!("{GOOD}[[publish]]\nstream = \"239.1.1.1:5000\"\nsource = {{ stdin = true }}");
         assert!(error(&twice).contains("the same identity"));
+    }
+
+    #[test]
+    fn subscriptions_are_checked() {
+        let text = |more: &str, sink: &str| {
+            format!(
+                "[engine]\ninterface = \"lo\"\n[[subscribe]]\nstream = \"239.1.1.1:5000\"\n{more}\nsink = {{ {sink} }}"
+            )
+        };
+        for (more, sink) in [
+            ("", "exec = [\"cat\", \"-u\"], format = \"json\""),
+            ("delivery = \"on-arrival\"", "journal = \"j\""),
+            ("name = \"risk-1\"\nstate = \"s\"", "dir = \"d\""),
+        ] {
+            Config::parse(&text(more, sink), Path::new("x.toml")).unwrap();
+        }
+        for (more, sink, words) in [
+            ("", "dir = \"a\", stdout = true", "one of `file`"),
+            ("", "exec = []", "`exec` needs a program"),
+            ("", "dir = \"a\", format = \"raw\"", "`format` is for"),
+            ("name = \"../x\"", "stdout = true", "`name` must be"),
+            ("state = \"s\"\ndelivery = \"on-arrival\"", "stdout = true", "in-order"),
+            ("state = \"s\"", "program = true", "a sink of the engine"),
+            ("state = \"s\"\nsync_ms = 0", "stdout = true", "`sync_ms`"),
+        ] {
+            let message = error(&text(more, sink));
+            assert!(message.contains(words), "{message}");
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! FIFOs that are opened without waiting for ever.
+//! FIFOs and pipes that are opened, read and written without waiting for ever.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -15,6 +16,8 @@ use nix::sys::stat::Mode;
 
 /// How often a wait looks whether it shall stop.
 const STEP: Duration = Duration::from_millis(50);
+/// How long a reader may take nothing once the engine wants to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Makes the FIFO unless it is there.
 fn make(path: &Path) -> io::Result<()> {
@@ -48,7 +51,8 @@ pub(super) fn open_read(path: &Path, stop: &AtomicBool) -> io::Result<Option<Fil
     Ok(Some(file))
 }
 
-/// Opens the FIFO for writing and waits for a reader. `None` when `stop` was set first.
+/// Opens the FIFO for writing, non-blocking, and waits for a reader. `None` when `stop` was set
+/// first.
 ///
 /// # Errors
 /// When the path cannot be made or opened.
@@ -60,10 +64,7 @@ pub(super) fn open_write(path: &Path, stop: &AtomicBool) -> io::Result<Option<Fi
             .custom_flags(nix::libc::O_NONBLOCK)
             .open(path)
         {
-            Ok(file) => {
-                fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
-                return Ok(Some(file));
-            }
+            Ok(file) => return Ok(Some(file)),
             Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(None);
@@ -105,5 +106,43 @@ impl<F: io::Read + AsFd> io::Read for Patient<'_, F> {
                 other => return other,
             }
         }
+    }
+}
+
+/// Makes writes to a pipe return at once when it is full.
+pub(super) fn set_nonblocking(pipe: &impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_truncate(fcntl(pipe, FcntlArg::F_GETFL)?);
+    fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Writes to a non-blocking pipe and waits for its reader: as long as it takes, but once `stop` is
+/// set at most [`PATIENCE`] for each write.
+pub(super) struct PatientWriter<F> {
+    pub(super) pipe: F,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl<F: io::Write + AsFd> io::Write for PatientWriter<F> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let mut stopped = None;
+        loop {
+            match self.pipe.write(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            if self.stop.load(Ordering::Relaxed) && stopped.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("its reader took nothing for {} s at the end", PATIENCE.as_secs()),
+                ));
+            }
+            // Writable, or the reader is gone, which the next write says.
+            wait(&self.pipe, PollFlags::POLLOUT)?;
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Where published messages come from and delivered messages go to: files, standard streams, FIFOs.
+//! Where published messages come from and delivered messages go to: files, pipes, other programs.
 //!
 //! Each source and each sink has a thread of its own, joined to the engine's core by a lane, so
 //! that a slow disk or a closed pipe never holds up the wire.
@@ -9,6 +9,10 @@ use serde::Deserialize;
 
 pub mod binaryfile;
 mod fifo;
+pub mod item;
+pub mod journal;
+mod output;
+pub mod position;
 pub mod sink;
 pub mod source;
 

@@ -1,27 +1,39 @@
 //! Takes delivered messages out of a lane and writes them.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use seqcast_proto::io::Delivery;
-use seqcast_proto::seq::Seq;
+use seqcast_proto::io::{Delivery, Path as Way};
+use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::wire::Block;
 use seqcast_ring::{Consumer, Doorbell, Producer, lane};
 
-use super::{Format, fifo, write_message};
+use super::item::{Item, flags};
+use super::output::{Output, describe};
+use super::position::{Keeper, Position};
 use crate::config::Sink as Config;
 
 /// Bytes of the lane between a client and its sink.
 const LANE: usize = 4 << 20;
-const BUFFER: usize = 256 << 10;
 /// How long an empty lane may keep a sink from looking whether it shall stop.
 const LOOK: Duration = Duration::from_millis(50);
-/// Number and count of a block, in front of its bytes in the lane.
-const HEAD: usize = 8;
+/// What is known of a block, in front of its bytes in the lane.
+const HEAD: usize = 24;
+
+/// Keeps the position of a durable client.
+#[derive(Clone, Copy, Debug)]
+pub struct Durable<'a> {
+    /// The directory for it.
+    pub state: &'a Path,
+    /// The client's name.
+    pub name: &'a str,
+    /// How long a written message may wait for its confirmation.
+    pub interval: Duration,
+}
 
 /// A running sink.
 pub struct Sink {
@@ -32,6 +44,7 @@ pub struct Sink {
     quiet: bool,
     failed: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
+    resume: Option<(Session, Seq)>,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -39,40 +52,75 @@ impl Sink {
     /// Opens the target and starts writing. `room` is rung when the lane has room again.
     ///
     /// # Errors
-    /// When the file cannot be made or the thread not started.
-    pub fn start(config: &Config, room: Arc<Doorbell>) -> io::Result<Sink> {
+    /// When the target or the position cannot be opened or the thread not started.
+    pub fn start(
+        config: &Config,
+        stream: Stream,
+        durable: Option<&Durable<'_>>,
+        room: Arc<Doorbell>,
+    ) -> io::Result<Sink> {
         let (producer, consumer) = lane(LANE);
         let bell = Arc::new(Doorbell::new()?);
         let failed = Arc::new(AtomicBool::new(false));
         let stop = Arc::new(AtomicBool::new(false));
-        let file = match &config.file {
-            Some(path) => Some(File::create(path).map_err(|e| named(&path.display().to_string(), e))?),
+        let kept = match durable {
+            Some(d) => Some(Keeper::open(d.state, d.name, stream, describe(config))?),
             None => None,
         };
-        let config = config.clone();
+        let position = kept.as_ref().and_then(|(_, position)| *position);
+        let (output, last) = Output::open(config, stream, durable.is_some(), position.as_ref(), &stop)?;
+        let mut writer = Writer {
+            output,
+            keeper: kept.map(|(keeper, _)| keeper),
+            interval: durable.map_or(LOOK, |d| d.interval),
+            written: None,
+            saved: Instant::now(),
+        };
         let (bell_there, failed_there, stop_there) = (Arc::clone(&bell), Arc::clone(&failed), Arc::clone(&stop));
         let thread = std::thread::Builder::new().name("sink".into()).spawn(move || {
-            let result = write_all(&config, file, consumer, &bell_there, &room, &stop_there);
+            let result = match writer.write_all(consumer, &bell_there, &room, &stop_there) {
+                Ok(()) => writer.output.finish(),
+                Err(error) => Err(error),
+            };
             failed_there.store(result.is_err(), Ordering::Release);
             room.ring();
             result
         })?;
+        // A journal without a position knows its last message itself.
+        let last = last.filter(|_| durable.is_some());
         Ok(Sink {
             lane: producer,
             bell,
             quiet: true,
             failed,
             stop,
+            resume: position.map(|p| (p.session, p.seq)).or(last),
             thread,
         })
+    }
+
+    /// The last message that a durable client's sink has, from earlier runs.
+    #[must_use]
+    pub fn resume(&self) -> Option<(Session, Seq)> {
+        self.resume
     }
 
     /// Takes delivered messages; false when there is no room now.
     pub fn put(&mut self, delivery: &Delivery<'_>) -> bool {
         let block = &delivery.block;
-        let first = block.first().0.to_le_bytes();
-        let count = u32::from(block.count()).to_le_bytes();
-        let taken = self.lane.try_push(0, &[&first, &count, block.bytes()]).is_ok();
+        let way = match delivery.path {
+            Way::Live => 0,
+            Way::Archive => flags::REPAIRED,
+            Way::Server => flags::REPAIRED | flags::FROM_SERVER,
+        };
+        let flags = way | if delivery.late { flags::LATE } else { 0 };
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(&delivery.session.0.to_le_bytes());
+        head[4..8].copy_from_slice(&block.first().0.to_le_bytes());
+        head[8..10].copy_from_slice(&block.count().to_le_bytes());
+        head[10..12].copy_from_slice(&flags.to_le_bytes());
+        head[16..].copy_from_slice(&delivery.time.to_le_bytes());
+        let taken = self.lane.try_push(0, &[&head, block.bytes()]).is_ok();
         self.quiet &= !taken;
         taken
     }
@@ -91,7 +139,7 @@ impl Sink {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Lets everything be written and waits for it.
+    /// Lets everything be written, and confirmed for a durable client, and waits for it.
     ///
     /// # Errors
     /// What writing failed with.
@@ -106,62 +154,104 @@ impl Sink {
     }
 }
 
-fn named(what: &str, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("sink {what}: {error}"))
+/// The sink's thread.
+struct Writer {
+    output: Output,
+    keeper: Option<Keeper>,
+    interval: Duration,
+    /// The last message written and not confirmed yet.
+    written: Option<(Session, Seq)>,
+    saved: Instant,
 }
 
-fn write_all(
-    config: &Config,
-    file: Option<File>,
-    mut lane: Consumer,
-    bell: &Doorbell,
-    room: &Doorbell,
-    stop: &AtomicBool,
-) -> io::Result<()> {
-    let (name, target): (String, Box<dyn Write>) = match (file, &config.file, &config.fifo) {
-        (Some(file), Some(path), _) => (path.display().to_string(), Box::new(file)),
-        (_, _, Some(path)) => {
-            let name = path.display().to_string();
-            match fifo::open_write(path, stop).map_err(|e| named(&name, e))? {
-                Some(file) => (name, Box::new(file)),
-                None => return Ok(()),
-            }
-        }
-        _ => ("stdout".into(), Box::new(io::stdout())),
-    };
-    let mut out = BufWriter::with_capacity(BUFFER, target);
-    loop {
-        let mut result = Ok(());
-        let taken = lane.drain(1024, |_, entry| {
-            result = write_block(&mut out, config.format, entry);
-            true
-        });
-        result.map_err(|e| named(&name, e))?;
-        lane.flush();
-        if taken > 0 {
-            room.ring();
-            continue;
-        }
-        out.flush().map_err(|e| named(&name, e))?;
-        if lane.is_finished() {
+impl Writer {
+    fn write_all(
+        &mut self,
+        mut lane: Consumer,
+        bell: &Doorbell,
+        room: &Doorbell,
+        stop: &Arc<AtomicBool>,
+    ) -> io::Result<()> {
+        if !self.output.connect(stop)? {
             return Ok(());
         }
-        bell.arm();
-        if lane.peek().is_none() && !lane.is_finished() {
-            bell.wait(LOOK);
+        loop {
+            let mut result = Ok(());
+            let taken = lane.drain(1024, |_, entry| {
+                if result.is_ok() {
+                    result = self.write_block(entry);
+                }
+                true
+            });
+            result?;
+            lane.flush();
+            if taken > 0 {
+                room.ring();
+                if self.is_due() {
+                    self.confirm()?;
+                }
+                continue;
+            }
+            self.output.flush()?;
+            if lane.is_finished() {
+                return self.confirm();
+            }
+            if self.is_due() {
+                self.confirm()?;
+            }
+            self.output.check()?;
+            bell.arm();
+            if lane.peek().is_none() && !lane.is_finished() {
+                bell.wait(self.longest_rest());
+            }
+            bell.disarm();
         }
-        bell.disarm();
     }
-}
 
-fn write_block(out: &mut impl Write, format: Format, entry: &[u8]) -> io::Result<()> {
-    let Some((head, bytes)) = entry.split_first_chunk::<HEAD>() else {
-        return Ok(());
-    };
-    let [a, b, c, d, e, f, ..] = *head;
-    let first = Seq(u32::from_le_bytes([a, b, c, d]));
-    let block = Block::trusted(first, u16::from_le_bytes([e, f]), bytes);
-    block
-        .messages()
-        .try_for_each(|(_, message)| write_message(out, format, message.payload))
+    fn is_due(&self) -> bool {
+        self.keeper.is_some() && self.written.is_some() && self.saved.elapsed() >= self.interval
+    }
+
+    fn longest_rest(&self) -> Duration {
+        match self.written {
+            Some(_) if self.keeper.is_some() => self.interval.saturating_sub(self.saved.elapsed()).min(LOOK),
+            _ => LOOK,
+        }
+    }
+
+    /// First the data, then the position: after a crash between the two the data is longer.
+    fn confirm(&mut self) -> io::Result<()> {
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(());
+        };
+        let Some((session, seq)) = self.written.take() else {
+            return Ok(());
+        };
+        let length = self.output.sync()?;
+        keeper.save(&Position { session, seq, length })?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    fn write_block(&mut self, entry: &[u8]) -> io::Result<()> {
+        let Some((head, bytes)) = entry.split_first_chunk::<HEAD>() else {
+            return Ok(());
+        };
+        let [a, b, c, d, e, f, g, h, i, j, k, l, _, _, _, _, time @ ..] = *head;
+        let session = Session(u32::from_le_bytes([a, b, c, d]));
+        let first = Seq(u32::from_le_bytes([e, f, g, h]));
+        let block = Block::trusted(first, u16::from_le_bytes([i, j]), bytes);
+        for (seq, message) in block.messages() {
+            self.output.write(&Item {
+                session,
+                seq,
+                time: u64::from_le_bytes(time),
+                flags: u16::from_le_bytes([k, l]),
+                subject: message.subject,
+                payload: message.payload,
+            })?;
+            self.written = Some((session, seq));
+        }
+        Ok(())
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use seqcast_archive::{Options, SyncPolicy};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
-use seqcast_proto::client::{Client, ClientConfig, Start};
+use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::gaps::GapConfig;
 use seqcast_proto::io::{Application, Delivery, Event, Path};
 use seqcast_proto::responder::{Cast, RepairConfig};
@@ -20,7 +21,7 @@ use seqcast_ring::{Consumer, Doorbell};
 use super::outbox::{Frame, Out};
 use super::store::{Recorder, Retention};
 use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
-use crate::feed::sink::Sink;
+use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
 use crate::link::Link;
 use crate::report::{ArchiveReport, Latency, PublicationReport, SubscriptionReport};
@@ -496,6 +497,12 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     ) -> Result<Subscribe<F>> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[subscribe]] {}", config.stream);
+        let name = config.name.as_deref().unwrap_or(with.name);
+        let durable = config.state.as_deref().map(|state| Durable {
+            state,
+            name,
+            interval: Duration::from_millis(config.sync_ms),
+        });
         let target = match handler {
             Some(handler) => Target::Handler(handler),
             None if config.sink.program => {
@@ -504,14 +511,33 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
                     what()
                 )
             }
-            None => Target::Sink(Sink::start(&config.sink, Arc::clone(&with.bell)).with_context(what)?),
+            None => {
+                let sink = Sink::start(&config.sink, stream, durable.as_ref(), Arc::clone(&with.bell));
+                Target::Sink(sink.with_context(what)?)
+            }
         };
+        let resume = match &target {
+            Target::Sink(sink) => sink.resume(),
+            Target::Handler(_) => None,
+        };
+        if let Some((session, seq)) = resume {
+            eprintln!(
+                "{name}: {}: going on behind message {seq} of session {session}",
+                config.stream
+            );
+        }
         let defaults = ClientConfig::new(stream, with.origin);
         let client = ClientConfig {
-            start: match config.from {
-                StartAt::Now => Start::Now,
-                StartAt::Session => Start::Session,
+            start: match (resume, config.from) {
+                (Some((session, seq)), _) => Start::After(session, seq),
+                (None, StartAt::Now) => Start::Now,
+                (None, StartAt::Session) => Start::Session,
             },
+            order: match config.delivery {
+                config::Delivery::InOrder => Order::Sequence,
+                config::Delivery::OnArrival => Order::Arrival,
+            },
+            seek_group: Some(config.stream),
             window: config.window,
             hold_frames: with.may_hold,
             ask_group: (config.query == Query::Multicast).then_some(config.stream),
@@ -529,7 +555,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             stream,
             client: Client::new(client, with.now.mono),
             app: Outlet {
-                name: with.name.into(),
+                name: name.into(),
                 group: config.stream,
                 target,
                 now: with.now,
