@@ -23,7 +23,7 @@ use crate::report::{CycleReport, Report};
 mod idle;
 mod outbox;
 mod roles;
-mod store;
+pub mod store;
 
 use idle::{IdleState, Rest};
 use outbox::{Frame, Local, Out};
@@ -187,7 +187,7 @@ impl<L: Link> Node<L> {
             match self.idle.rest() {
                 Rest::Spin => std::hint::spin_loop(),
                 Rest::Yield => std::thread::yield_now(),
-                Rest::Sleep => self.sleep(now)?,
+                Rest::Sleep => self.sleep(now, idle::LONGEST)?,
             }
         }
     }
@@ -211,6 +211,22 @@ impl<L: Link> Node<L> {
         let worked = work > 0 || !self.local.is_empty();
         self.cycle.busy += u64::from(worked);
         Ok(worked)
+    }
+
+    /// For a program that drives the engine with [`Node::poll`] when a turn found nothing to do: looks
+    /// at what needs no look in every turn, then waits for a frame or a timer, for `longest` at most.
+    /// Says whether all that the engine was asked for is done.
+    ///
+    /// # Errors
+    /// When the link, a log, a source or a sink has failed, or another server has taken over; then
+    /// [`Node::run`] closes what can be closed.
+    pub fn rest(&mut self, longest: Duration) -> Result<bool> {
+        let now = self.clock.now();
+        let done = self.look_around(now)?;
+        if !done {
+            self.sleep(now, longest.min(idle::LONGEST))?;
+        }
+        Ok(done)
     }
 
     /// Takes a batch of frames and hands each to the parts that play a role in its stream.
@@ -345,10 +361,10 @@ impl<L: Link> Node<L> {
         broken.map_or(Ok(done), Err)
     }
 
-    fn sleep(&mut self, now: Now) -> Result<()> {
+    fn sleep(&mut self, now: Now, longest: Duration) -> Result<()> {
         self.bell.arm();
         let waiting = self.publish.iter_mut().any(|p| p.has_messages(now));
-        let pause = Duration::from_nanos(self.due.saturating_sub(now.mono)).min(idle::LONGEST);
+        let pause = Duration::from_nanos(self.due.saturating_sub(now.mono)).min(longest);
         if !waiting && !pause.is_zero() {
             self.cycle.sleeps += 1;
             self.link
