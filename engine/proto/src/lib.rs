@@ -21,5 +21,6 @@ pub mod responder;
 pub mod rng;
 pub mod seq;
 pub mod server;
+pub mod subject;
 pub mod time;
 pub mod wire;
