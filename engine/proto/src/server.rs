@@ -93,6 +93,11 @@ pub trait Source {
 
     /// The message was taken.
     fn advance(&mut self);
+
+    /// Whether no message will ever come again.
+    fn is_finished(&self) -> bool {
+        false
+    }
 }
 
 /// Why a server takes no more messages for now.

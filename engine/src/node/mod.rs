@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use seqcast_proto::io::Application;
+use seqcast_proto::server::Source as MessageSource;
 use seqcast_proto::time::{Nanos, Now};
 use seqcast_proto::wire::{Kind, peek};
 use seqcast_ring::{Consumer, Doorbell};
@@ -27,7 +28,7 @@ pub mod store;
 
 use idle::{IdleState, Rest};
 use outbox::{Frame, Local, Out};
-use roles::{Publish, Record, Setting, Subscribe};
+use roles::{Feed, Publish, Record, Setting, Subscribe};
 
 /// Frames taken from the link in one turn.
 const RECEIVE_BATCH: usize = 64;
@@ -43,9 +44,19 @@ pub struct Programs {
     /// Lanes with messages to publish, by stream. An entry's tag is the length of the subject in
     /// front of its payload. Dropping the other side of the lane ends the source.
     pub sources: Vec<(SocketAddrV4, Consumer)>,
+    /// Programs on the engine's own thread that publish, by stream: asked for messages in every
+    /// turn, which saves the copy into a lane. They must not wait.
+    pub publishers: Vec<(SocketAddrV4, Box<dyn MessageSource>)>,
     /// Who takes delivered messages, by stream. Called on the engine's thread, so it must not
     /// wait; it sees the bytes in place in the receive frame.
     pub handlers: Vec<(SocketAddrV4, Box<dyn Application>)>,
+}
+
+impl Programs {
+    fn feed(&mut self, stream: SocketAddrV4) -> Option<Feed> {
+        let lane = take(&mut self.sources, stream).map(Feed::Lane);
+        lane.or_else(|| take(&mut self.publishers, stream).map(Feed::Pull))
+    }
 }
 
 /// Takes the entry of a stream out of a list.
@@ -123,7 +134,7 @@ impl<L: Link> Node<L> {
         let publish = config
             .publish
             .iter()
-            .map(|c| Publish::open(c, &setting, take(&mut programs.sources, c.stream)))
+            .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
             .collect::<Result<Vec<_>>>()?;
         groups.retain(|g| publish.iter().any(|p| p.group() == *g));
         Ok(Node {

@@ -51,24 +51,29 @@ pub(super) struct Setting<'a> {
 }
 
 /// Where a server's messages come from.
-enum Feed {
+pub(super) enum Feed {
     /// A thread of the engine that reads a file or a pipe.
     Thread(Source),
-    /// A program in this process.
-    Program(Consumer),
+    /// A program in this process, through a lane.
+    Lane(Consumer),
+    /// A program on the engine's own thread.
+    Pull(Box<dyn MessageSource>),
 }
 
 impl Feed {
-    fn lane(&mut self) -> &mut Consumer {
+    fn lane(&mut self) -> Option<&mut Consumer> {
         match self {
-            Feed::Thread(source) => &mut source.lane,
-            Feed::Program(lane) => lane,
+            Feed::Thread(source) => Some(&mut source.lane),
+            Feed::Lane(lane) => Some(lane),
+            Feed::Pull(_) => None,
         }
     }
 
     /// Messages were taken.
     fn taken(&mut self) {
-        self.lane().flush();
+        if let Some(lane) = self.lane() {
+            lane.flush();
+        }
         if let Feed::Thread(source) = self {
             source.room.ring();
         }
@@ -84,7 +89,39 @@ impl Feed {
     fn join(self) -> std::io::Result<()> {
         match self {
             Feed::Thread(source) => source.join().map(|_| ()),
-            Feed::Program(_) => Ok(()),
+            Feed::Lane(_) | Feed::Pull(_) => Ok(()),
+        }
+    }
+}
+
+impl MessageSource for Feed {
+    #[inline]
+    fn peek(&mut self) -> Option<Message<'_>> {
+        let lane = match self {
+            Feed::Thread(source) => &mut source.lane,
+            Feed::Lane(lane) => lane,
+            Feed::Pull(program) => return program.peek(),
+        };
+        let entry = lane.peek()?;
+        // The tag is the length of the subject in front of the payload.
+        let (subject, payload) = entry.bytes.split_at_checked(entry.tag as usize)?;
+        Some(Message { subject, payload })
+    }
+
+    #[inline]
+    fn advance(&mut self) {
+        match self {
+            Feed::Thread(source) => source.lane.advance(),
+            Feed::Lane(lane) => lane.advance(),
+            Feed::Pull(program) => program.advance(),
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        match self {
+            Feed::Thread(source) => source.is_finished(),
+            Feed::Lane(lane) => lane.is_finished(),
+            Feed::Pull(program) => program.is_finished(),
         }
     }
 }
@@ -114,29 +151,11 @@ pub(super) struct Publish {
     failed: bool,
 }
 
-/// A lane as the server's source of messages.
-struct Lane<'a>(&'a mut Consumer);
-
-impl MessageSource for Lane<'_> {
-    #[inline]
-    fn peek(&mut self) -> Option<Message<'_>> {
-        let entry = self.0.peek()?;
-        // The tag is the length of the subject in front of the payload.
-        let (subject, payload) = entry.bytes.split_at_checked(entry.tag as usize)?;
-        Some(Message { subject, payload })
-    }
-
-    #[inline]
-    fn advance(&mut self) {
-        self.0.advance();
-    }
-}
-
 impl Publish {
     /// Opens the server's log, a new session, and the source.
     ///
-    /// `program` is the lane of a program in this process, if one feeds the stream.
-    pub(super) fn open(config: &config::Publish, with: &Setting<'_>, program: Option<Consumer>) -> Result<Publish> {
+    /// `program` is what a program in this process feeds the stream with, if one does.
+    pub(super) fn open(config: &config::Publish, with: &Setting<'_>, program: Option<Feed>) -> Result<Publish> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[publish]] {}", config.stream);
         let mut store = Retention::open(
@@ -188,7 +207,7 @@ impl Publish {
             .map_err(|_| anyhow::anyhow!("cannot open session {session}"))
             .with_context(what)?;
         let source = match program {
-            Some(lane) => Feed::Program(lane),
+            Some(feed) => feed,
             None if config.source.program => {
                 bail!(
                     "{}: `source = {{ program = true }}`, but no program feeds this stream",
@@ -234,7 +253,7 @@ impl Publish {
 
     /// Whether messages wait that could be sent.
     pub(super) fn has_messages(&mut self, now: Now) -> bool {
-        now.mono >= self.retry_at && self.source.as_mut().is_some_and(|s| s.lane().peek().is_some())
+        now.mono >= self.retry_at && self.source.as_mut().is_some_and(|s| s.peek().is_some())
     }
 
     /// One turn: how many messages were sent, and when the next turn is due.
@@ -242,9 +261,7 @@ impl Publish {
         let mut sent = 0;
         if let Some(source) = self.source.as_mut().filter(|_| now.mono >= self.retry_at) {
             let blocked;
-            (sent, blocked) = self
-                .server
-                .publish(now, PUBLISH_BUDGET, &mut Lane(source.lane()), &mut self.store, out);
+            (sent, blocked) = self.server.publish(now, PUBLISH_BUDGET, source, &mut self.store, out);
             if sent > 0 {
                 source.taken();
             }
@@ -305,9 +322,8 @@ impl Publish {
             self.stopped_at.get_or_insert(now.mono);
         }
         // A program that does not stop by itself is not waited for; what it has put in is sent.
-        let program = matches!(source, Feed::Program(_));
-        let lane = source.lane();
-        let ended = lane.is_finished() || stopping && program && lane.peek().is_none();
+        let program = !matches!(source, Feed::Thread(_));
+        let ended = source.is_finished() || stopping && program && source.peek().is_none();
         let ended = ended && !self.server.is_stuck();
         // Nor is room waited for without end: what was not sent stays in the source.
         let waited = self.stopped_at.map_or(0, |since| now.mono.saturating_sub(since));
