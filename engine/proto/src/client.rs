@@ -347,7 +347,12 @@ impl<F: AsRef<[u8]>> Client<F> {
             let stamp = nak_stamp(self.config.stream, self.cursor.session, self.config.origin);
             self.gaps.ask(now, limit, &self.parties, stamp, out);
         }
+        let session = self.cursor.session;
         self.finish_session(now.mono, app);
+        if session != self.cursor.session {
+            // What there is of the next one is looked for at once, even if no frame ever comes.
+            return now.mono + 1;
+        }
         let silence = if self.ended || self.silent {
             Nanos::MAX
         } else {
