@@ -223,7 +223,7 @@ fn open_socket(side: &Side, mode: Mode) -> Result<Opened> {
     let interface: Interface = side.interface.parse().map_err(|_| anyhow!("bad interface name"))?;
     // SAFETY: the UMEM is new and bound once only; the call is unsafe for those bound twice to one queue.
     let opened = unsafe { Socket::new(socket, &umem, &interface, 0) };
-    let (transmit, receive, rings) = opened.map_err(|error| anyhow!("cannot open an AF_XDP socket: {error}"))?;
+    let (transmit, receive, rings) = opened.context("cannot open an AF_XDP socket")?;
     let (fill, completion) = rings.context("no fill ring")?;
     Ok((receive, transmit, fill, completion, umem, frames))
 }
