@@ -373,9 +373,8 @@ pub struct Publish {
     /// Archives that must acknowledge a message before it may be dropped.
     #[serde(default)]
     pub archives: usize,
-    /// Most bytes of messages kept.
-    #[serde(default = "default_retain")]
-    pub retain: Bytes,
+    /// Most bytes of messages kept; see [`Publish::retained`].
+    pub retain: Option<Bytes>,
     /// Last sequence number of a session before the next one is opened.
     pub range_end: Option<u32>,
     /// First pause between the last message and a heartbeat, in milliseconds.
@@ -402,8 +401,14 @@ pub struct Publish {
     pub linger_max_ms: u64,
 }
 
-fn default_retain() -> Bytes {
-    Bytes(256 << 20)
+impl Publish {
+    /// Most bytes of messages kept: as configured, or 256 MiB in a state directory, 64 MiB in
+    /// memory, all of which is taken at the start.
+    #[must_use]
+    pub fn retained(&self) -> u64 {
+        let default = if self.state.is_some() { 256 << 20 } else { 64 << 20 };
+        self.retain.map_or(default, |bytes| bytes.0)
+    }
 }
 
 fn default_heartbeat_min() -> u64 {
@@ -678,7 +683,7 @@ impl Config {
                     publish.stream
                 ));
             }
-            if publish.retain.0 < 8 << 20 {
+            if publish.retained() < 8 << 20 {
                 return invalid(format!(
                     "[[publish]] {}: `retain` must be at least \"8 MiB\"",
                     publish.stream
@@ -782,7 +787,7 @@ source = { stdin = true }
     #[test]
     fn a_short_configuration_is_enough() {
         let config = Config::parse(GOOD, Path::new("x.toml")).unwrap();
-        assert_eq!(config.publish[0].retain, Bytes(256 << 20));
+        assert_eq!(config.publish[0].retained(), 64 << 20);
         assert_eq!(config.engine.link, LinkKind::Auto);
     }
 

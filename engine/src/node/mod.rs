@@ -25,6 +25,7 @@ mod idle;
 mod outbox;
 mod roles;
 pub mod store;
+mod window;
 
 use idle::{IdleState, Rest};
 use outbox::{Frame, Local, Out};

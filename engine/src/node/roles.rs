@@ -19,7 +19,8 @@ use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
 
 use super::outbox::{Frame, Out};
-use super::store::{Recorder, Retention};
+use super::store::{Keep, Recorder, Retention};
+use super::window::Window;
 use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
 use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
@@ -132,7 +133,7 @@ pub(super) struct Publish {
     stream: Stream,
     name: String,
     server: Server,
-    store: Retention,
+    store: Keep,
     /// Gone once it has ended.
     source: Option<Feed>,
     at_end: AtEnd,
@@ -158,14 +159,14 @@ impl Publish {
     pub(super) fn open(config: &config::Publish, with: &Setting<'_>, program: Option<Feed>) -> Result<Publish> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[publish]] {}", config.stream);
-        let mut store = Retention::open(
-            config.state.as_deref(),
-            stream,
-            with.origin,
-            config.retain.0,
-            config.archives == 0,
-        )
-        .with_context(what)?;
+        let drop_oldest = config.archives == 0;
+        let mut store = match &config.state {
+            Some(dir) => {
+                let log = Retention::open(Some(dir), stream, with.origin, config.retained(), drop_oldest);
+                Keep::Log(log.with_context(what)?)
+            }
+            None => Keep::Window(Window::new(config.retained(), drop_oldest)),
+        };
         let inherited = store.inherited();
         let resumed_at = if config.source.resume && config.source.file.is_some() {
             store.taken()

@@ -10,6 +10,8 @@ use seqcast_proto::server::Inherited;
 use seqcast_proto::time::Nanos;
 use seqcast_proto::wire::{Block, Reason};
 
+use super::window::Window;
+
 /// One past the highest number that the log ever held.
 fn next_of(log: &SessionLog) -> Seq {
     let stored = log.highest().map_or(Seq::FIRST, Seq::next);
@@ -76,7 +78,7 @@ fn report(what: &str, stream: Stream, failed: &mut bool, error: &dyn std::fmt::D
 }
 
 /// Keeps what a server sent until archives have acknowledged it.
-pub(super) struct Retention {
+pub struct Retention {
     archive: Archive,
     stream: Stream,
     origin: u32,
@@ -97,11 +99,18 @@ const ENDED: usize = 64;
 const LOOK_EVERY: u64 = 64 << 10;
 
 impl Retention {
+    /// The same, saying nothing when its disk fails: for runs that let it fail on purpose.
+    #[must_use]
+    pub fn quiet(mut self) -> Retention {
+        self.failed = true;
+        self
+    }
+
     /// Opens the log in `dir`, or one in memory.
     ///
     /// # Errors
     /// As for [`Archive::open`].
-    pub(super) fn open(
+    pub fn open(
         dir: Option<&Path>,
         stream: Stream,
         origin: u32,
@@ -121,7 +130,14 @@ impl Retention {
         for note in archive.recovery() {
             eprintln!("server log of stream {stream}: {note}");
         }
-        Ok(Retention {
+        Ok(Retention::new(archive, stream, origin, limit, drop_oldest))
+    }
+
+    /// The same on a log that is open already. It keeps at most `limit` bytes and takes no more,
+    /// or with `drop_oldest` gives up old messages for new ones.
+    #[must_use]
+    pub fn new(archive: Archive, stream: Stream, origin: u32, limit: u64, drop_oldest: bool) -> Retention {
+        Retention {
             archive,
             stream,
             origin,
@@ -130,13 +146,13 @@ impl Retention {
             ended: VecDeque::with_capacity(ENDED),
             appended: LOOK_EVERY,
             failed: false,
-        })
+        }
     }
 
     /// The sessions of earlier runs, ascending. One that a crash cut off ended with its last
     /// stored number, since nothing is sent before it is stored.
     #[must_use]
-    pub(super) fn inherited(&self) -> Vec<Inherited> {
+    pub fn inherited(&self) -> Vec<Inherited> {
         self.archive
             .sessions()
             .filter_map(|session| {
@@ -159,7 +175,7 @@ impl Retention {
 
     /// How many messages were taken from the source by all sessions so far.
     #[must_use]
-    pub(super) fn taken(&self) -> u64 {
+    pub fn taken(&self) -> u64 {
         self.archive.sessions().next_back().map_or(0, |s| self.taken_through(s))
     }
 
@@ -240,7 +256,7 @@ impl Retention {
     ///
     /// # Errors
     /// What the disk said.
-    pub(super) fn close(self) -> Result<(), Error> {
+    pub fn close(self) -> Result<(), Error> {
         self.archive.close()
     }
 }
@@ -351,39 +367,145 @@ impl ServerStore for Retention {
     }
 }
 
+/// Where a server keeps what it sent.
+pub(super) enum Keep {
+    /// In a log that survives the process.
+    Log(Retention),
+    /// In memory.
+    Window(Window),
+}
+
+impl Keep {
+    /// The sessions of earlier runs, as [`Retention::inherited`].
+    pub(super) fn inherited(&self) -> Vec<Inherited> {
+        match self {
+            Keep::Log(log) => log.inherited(),
+            Keep::Window(_) => Vec::new(),
+        }
+    }
+
+    /// How many messages earlier runs took from their source.
+    pub(super) fn taken(&self) -> u64 {
+        match self {
+            Keep::Log(log) => log.taken(),
+            Keep::Window(_) => 0,
+        }
+    }
+
+    /// Writes to disk what is to stay.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub(super) fn close(self) -> Result<(), Error> {
+        match self {
+            Keep::Log(log) => log.close(),
+            Keep::Window(_) => Ok(()),
+        }
+    }
+}
+
+/// Calls a method of whichever it is.
+macro_rules! either {
+    ($keep:expr, $store:ident => $call:expr) => {
+        match $keep {
+            Keep::Log($store) => $call,
+            Keep::Window($store) => $call,
+        }
+    };
+}
+
+impl Store for Keep {
+    fn look_up(&self, session: Session, seq: Seq) -> Lookup<'_> {
+        either!(self, s => s.look_up(session, seq))
+    }
+
+    fn end_of(&self, session: Session) -> Option<End> {
+        either!(self, s => s.end_of(session))
+    }
+
+    fn previous_of(&self, session: Session) -> Session {
+        either!(self, s => s.previous_of(session))
+    }
+}
+
+impl ServerStore for Keep {
+    #[inline]
+    fn has_room(&mut self, bytes: usize) -> bool {
+        either!(self, s => s.has_room(bytes))
+    }
+
+    #[inline]
+    fn append(&mut self, session: Session, record: &Record<'_>) -> Result<(), Refused> {
+        either!(self, s => s.append(session, record))
+    }
+
+    fn open_session(&mut self, session: Session, previous: Session) -> Result<(), Refused> {
+        either!(self, s => s.open_session(session, previous))
+    }
+
+    fn close_session(&mut self, session: Session, end: End) -> Result<(), Refused> {
+        either!(self, s => s.close_session(session, end))
+    }
+
+    fn release_below(&mut self, session: Session, seq: Seq) {
+        either!(self, s => s.release_below(session, seq));
+    }
+
+    fn drop_session(&mut self, session: Session) {
+        either!(self, s => s.drop_session(session));
+    }
+
+    fn oldest(&self, session: Session) -> Seq {
+        either!(self, s => s.oldest(session))
+    }
+}
+
 /// Records a stream for an archive.
-pub(super) struct Recorder {
+pub struct Recorder {
     archive: Archive,
     stream: Stream,
     failed: bool,
 }
 
 impl Recorder {
+    /// The same, saying nothing when its disk fails: for runs that let it fail on purpose.
+    #[must_use]
+    pub fn quiet(mut self) -> Recorder {
+        self.failed = true;
+        self
+    }
+
     /// Opens the archive in `dir`.
     ///
     /// # Errors
     /// As for [`Archive::open`].
-    pub(super) fn open(dir: &Path, stream: Stream, options: Options) -> Result<Recorder, Error> {
+    pub fn open(dir: &Path, stream: Stream, options: Options) -> Result<Recorder, Error> {
         let archive = Archive::open(dir, stream, options)?;
         for note in archive.recovery() {
             eprintln!("archive of stream {stream}: {note}");
         }
-        Ok(Recorder {
+        Ok(Recorder::new(archive, stream))
+    }
+
+    /// The same on an archive that is open already.
+    #[must_use]
+    pub fn new(archive: Archive, stream: Stream) -> Recorder {
+        Recorder {
             archive,
             stream,
             failed: false,
-        })
+        }
     }
 
     /// The archive's identity.
     #[must_use]
-    pub(super) fn identity(&self) -> u32 {
+    pub fn identity(&self) -> u32 {
         self.archive.identity()
     }
 
     /// How many sessions are held.
     #[must_use]
-    pub(super) fn session_count(&self) -> u64 {
+    pub fn session_count(&self) -> u64 {
         self.archive.sessions().count() as u64
     }
 
@@ -391,7 +513,7 @@ impl Recorder {
     ///
     /// # Errors
     /// What the disk said.
-    pub(super) fn sync(&mut self) -> Result<(), Error> {
+    pub fn sync(&mut self) -> Result<(), Error> {
         for session in self.archive.sessions().collect::<Vec<_>>() {
             if let Some(log) = self.archive.session_mut(session) {
                 log.sync()?;
@@ -404,7 +526,7 @@ impl Recorder {
     ///
     /// # Errors
     /// What the disk said.
-    pub(super) fn close(self) -> Result<(), Error> {
+    pub fn close(self) -> Result<(), Error> {
         self.archive.close()
     }
 
