@@ -38,7 +38,8 @@ pub struct XdpConfig {
     pub attach: Attach,
     /// Who copies.
     pub bind: Bind,
-    /// Bytes of a frame: 2048 for an MTU of up to 1770 bytes, 4096 for one of up to 3818.
+    /// Bytes of a frame: 2048 for an MTU of up to 1770 bytes, 4096 for one of up to 3818. Zero-copy
+    /// takes 4096 by itself for an MTU above 1002, and none above 3050.
     pub frame_size: u32,
     /// Frames per queue, at least twice `rx_ring` + `tx_ring`. The engine may hold half of them.
     pub frames: u32,

@@ -106,14 +106,14 @@ impl XdpLink {
         let mut filter = Filter::load(&start::fault(config), interface.queues)?;
         filter.add(local)?;
         let (mode, no_driver) = start::attach(&mut filter, &interface, config.attach)?;
-        let (mut queues, no_zero_copy) = start::bind(config, mode)?;
+        let (mut queues, bind_note) = start::bind(config, interface.mtu, mode)?;
         for queue in &mut queues {
             queue.fill()?;
         }
 
         let max_payload = start::packet_limit(config, &interface)? - packet::IP_UDP;
         let link = XdpLink {
-            mode: start::describe(&interface.name, mode, &queues, &[no_driver, no_zero_copy]),
+            mode: start::describe(&interface.name, mode, &queues, &[no_driver, bind_note]),
             poll: queues.iter().map(Queue::raw_fd).chain([-1]).map(pollfd).collect(),
             queues,
             filter,

@@ -124,23 +124,50 @@ pub(super) fn attach(filter: &mut Filter, interface: &Interface, wanted: Attach)
     Ok((Mode::Generic, refused))
 }
 
-/// Binds all queues in one mode; returns them, and why it is not zero-copy if that was tried.
-pub(super) fn bind(config: &XdpConfig, mode: Mode) -> io::Result<(Vec<Queue>, Option<String>)> {
+/// Binds all queues in one mode; returns them, and what of the configuration is not in force.
+pub(super) fn bind(config: &XdpConfig, mtu: u32, mode: Mode) -> io::Result<(Vec<Queue>, Option<String>)> {
     let refused = match config.bind {
-        Bind::Auto if mode == Mode::Driver => match bind_all(config, true) {
-            Ok(queues) => return Ok((queues, None)),
+        Bind::Copy => None,
+        Bind::Auto if mode == Mode::Generic => None,
+        Bind::Auto | Bind::ZeroCopy => match bind_zero_copy(config, mtu) {
+            Ok(bound) => return Ok(bound),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EPERM | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM) => return Err(explain(config, error)),
+                _ if config.bind == Bind::ZeroCopy => return Err(explain(config, error)),
                 _ => Some(format!("zero-copy refused: {error}")),
             },
         },
-        Bind::Auto | Bind::Copy => None,
-        Bind::ZeroCopy => return Ok((bind_all(config, true).map_err(|error| explain(config, error))?, None)),
     };
     Ok((
         bind_all(config, false).map_err(|error| explain(config, error))?,
         refused,
     ))
+}
+
+fn bind_zero_copy(config: &XdpConfig, mtu: u32) -> io::Result<(Vec<Queue>, Option<String>)> {
+    let frame_size = zero_copy_frame_size(config.frame_size, mtu)?;
+    let enlarged = XdpConfig {
+        frame_size,
+        ..config.clone()
+    };
+    let note = (frame_size != config.frame_size).then(|| format!("frames of {frame_size} bytes for zero-copy"));
+    Ok((bind_all(&enlarged, true)?, note))
+}
+
+/// The least size of a frame, at least `configured`, into which every driver receives all packets
+/// that the MTU allows.
+///
+/// Some (igb, ixgbe) tell the NIC how much a frame holds in whole KiB. What is larger arrives in
+/// pieces, which they drop without counting.
+fn zero_copy_frame_size(configured: u32, mtu: u32) -> io::Result<u32> {
+    let holds = |size: u32| (size - HEADROOM) / 1024 * 1024 - packet::LINK_OVERHEAD;
+    match [configured, 4096].into_iter().find(|size| mtu <= holds(*size)) {
+        Some(size) => Ok(size),
+        None => Err(invalid(format!(
+            "zero-copy takes an MTU of up to {}, and it is {mtu}",
+            holds(4096)
+        ))),
+    }
 }
 
 fn bind_all(config: &XdpConfig, zero_copy: bool) -> io::Result<Vec<Queue>> {
@@ -170,6 +197,9 @@ fn retry<T>(code: i32, limit: Duration, mut what: impl FnMut() -> io::Result<T>)
 fn explain(config: &XdpConfig, error: io::Error) -> io::Error {
     let interface = &config.interface;
     let (kind, remedy) = match error.raw_os_error() {
+        None if error.kind() == io::ErrorKind::InvalidInput => {
+            (error.kind(), "lower the MTU, or use bind = auto or copy".into())
+        }
         Some(libc::EPERM) => (
             io::ErrorKind::PermissionDenied,
             "needs CAP_NET_RAW; run as root, or `setcap cap_bpf,cap_net_admin,cap_net_raw+ep PROGRAM`".into(),
@@ -201,8 +231,8 @@ fn explain(config: &XdpConfig, error: io::Error) -> io::Error {
     )
 }
 
-/// The modes in force, and why they are not better ones.
-pub(super) fn describe(name: &str, mode: Mode, queues: &[Queue], refused: &[Option<String>]) -> String {
+/// The modes in force, and what of the configuration is not.
+pub(super) fn describe(name: &str, mode: Mode, queues: &[Queue], notes: &[Option<String>]) -> String {
     let copy = if queues.iter().all(Queue::is_zero_copy) {
         "zero-copy"
     } else {
@@ -210,11 +240,31 @@ pub(super) fn describe(name: &str, mode: Mode, queues: &[Queue], refused: &[Opti
     };
     let ids: Vec<String> = queues.iter().map(|queue| queue.id().to_string()).collect();
     let plural = if ids.len() == 1 { "" } else { "s" };
-    let refused: Vec<&str> = refused.iter().flatten().map(String::as_str).collect();
-    let why = if refused.is_empty() {
+    let notes: Vec<&str> = notes.iter().flatten().map(String::as_str).collect();
+    let notes = if notes.is_empty() {
         String::new()
     } else {
-        format!(" ({})", refused.join("; "))
+        format!(" ({})", notes.join("; "))
     };
-    format!("xdp {mode} {copy} queue{plural} {} of {name}{why}", ids.join(","))
+    format!("xdp {mode} {copy} queue{plural} {} of {name}{notes}", ids.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_copy_frames_hold_the_mtu_in_whole_kib() {
+        for (configured, mtu, size) in [
+            (2048, 1002, 2048),
+            (2048, 1003, 4096),
+            (2048, 1500, 4096),
+            (4096, 576, 4096),
+            (4096, 3050, 4096),
+        ] {
+            assert_eq!(zero_copy_frame_size(configured, mtu).unwrap(), size, "MTU {mtu}");
+        }
+        let refused = zero_copy_frame_size(4096, 3051).unwrap_err().to_string();
+        assert!(refused.contains("up to 3050"), "{refused}");
+    }
 }
