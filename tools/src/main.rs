@@ -56,6 +56,17 @@ enum Command {
         seqcast lab check\n  \
         seqcast lab run --clients 8 --rate 200000 --drop 0.001")]
     Lab(cli::lab::Args),
+    /// Play what an archive holds again: to a file, a pipe, or as a new stream.
+    ///
+    /// A stream is a new session of its own, on a group that has no server, with heartbeats, repairs
+    /// and an end; it keeps the messages' subjects, and the messages of an original frame together.
+    /// Ctrl-C ends it in order.
+    #[command(after_help = "Examples:\n  \
+        seqcast replay ticks --session last --speed 1x --stream 239.81.9.1:5000 --interface eth1\n  \
+        seqcast replay ticks --session 1795374220 --since 2026-03-02T14:30:00Z --until 2026-03-02T14:35:00Z \
+        --speed 10x --stdout --format json | consumer\n  \
+        seqcast replay ticks --session all --to-file day.bin --format binaryfile")]
+    Replay(cli::replay::Args),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +74,7 @@ fn main() -> ExitCode {
         Command::Archive(args) => cli::archive::run(&args),
         Command::Itch(args) => cli::itch::run(&args),
         Command::Lab(args) => cli::lab::run(&args),
+        Command::Replay(args) => cli::replay::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         cli::say(format_args!("seqcast: {}", in_full(&error)));

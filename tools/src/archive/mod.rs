@@ -1,14 +1,19 @@
-//! What archives hold: summaries, messages in order, captures, and the removal of old sessions.
+//! What archives hold: summaries, messages in order, captures; playing it again; copies from archive
+//! to archive, repair, and the removal of old sessions.
 //!
-//! All but [`prune`] only reads, and works beside an engine that writes to the same archive: a
-//! session is seen as it was when it was opened.
+//! Reading works beside an engine that writes to the same archive: a session is seen as it was when
+//! it was opened. [`prune`], [`repair`] and the target of [`sync`] need the archive for themselves.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub mod pace;
 pub mod pcapng;
 pub mod prune;
+pub mod repair;
+pub mod replay;
 pub mod select;
 pub mod summary;
+pub mod sync;
 pub mod text;
 
 /// A time of the archive's in UTC, to the millisecond (24 characters).

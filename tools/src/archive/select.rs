@@ -29,6 +29,8 @@ pub struct Selection {
     /// Nothing that was sent before, in ns since the Unix epoch. Times are taken to grow with
     /// numbers, as a server's do unless its clock is set back.
     pub since: Option<u64>,
+    /// Nothing that was sent later, in ns since the Unix epoch.
+    pub until: Option<u64>,
 }
 
 /// Consecutive messages out of one record.
@@ -113,11 +115,14 @@ impl Selection {
         each: &mut dyn FnMut(Taken<'_>) -> Result<()>,
         walked: &mut Walked,
     ) -> Result<()> {
-        let mut first = range.first.max(reader.floor());
+        let (mut first, mut last) = (range.first.max(reader.floor()), range.last);
         if let Some(since) = self.since {
             first = first.max(first_since(reader, since)?);
         }
-        let Some(range) = known(reader).and_then(|known| known.intersect(SeqRange::new(first, range.last)?)) else {
+        if let Some(until) = self.until {
+            last = last.min(first_since(reader, until.saturating_add(1))?.prev());
+        }
+        let Some(range) = known(reader).and_then(|known| known.intersect(SeqRange::new(first, last)?)) else {
             return Ok(());
         };
         let count = |ranges: &[SeqRange]| -> u64 {

@@ -1,23 +1,26 @@
 //! `seqcast archive`.
 
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
-use seqcast_archive::{Error, Progress, Reader, Verified};
+use seqcast_archive::{Archive, Error, Options, Progress, Reader, Verified};
 use seqcast_engine::feed;
 use seqcast_proto::seq::{Seq, Session};
 use seqcast_tools::archive::prune::{Old, Rules};
+use seqcast_tools::archive::repair::{self, Outcome};
+use seqcast_tools::archive::replay::Stopped;
 use seqcast_tools::archive::select::{Selection, Walked, Which};
 use seqcast_tools::archive::summary::{self, Summary};
+use seqcast_tools::archive::sync::{self, Copied};
 use seqcast_tools::archive::{pcapng, text, utc_millis};
 
-use super::{done_if_pipe_closed, say, tell};
+use super::{Meter, done_if_pipe_closed, say, stop, tell};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -122,11 +125,45 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Copy what an archive lacks from another one of the same stream.
+    ///
+    /// Records keep the times at which they were sent and received. What is there is not copied
+    /// again, so a copy that was cut short is simply repeated; messages that a live source has got
+    /// meanwhile come with the next run. The target is made if it is not there, and must not be in
+    /// use; the source may be. The exit status is 1 if messages of the source could not be read.
+    #[command(after_help = "Examples:\n  \
+        seqcast archive sync --from /var/lib/seqcast/ticks --to /backup/ticks\n  \
+        seqcast archive sync --from /mnt/b/ticks --to /var/lib/seqcast/ticks --session last")]
+    Sync {
+        /// The source's directory.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// The target's directory.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        session: SessionArg,
+    },
+    /// Mend an archive that no engine has open.
+    ///
+    /// Reads everything, names what is damaged, and makes each damaged session anew from what can be
+    /// read of it and, with --from, from what another archive of the stream has. The new session is
+    /// checked before it takes the old one's place; the damaged files are kept in a directory that
+    /// is named. Torn ends are cut and indexes rebuilt as when an engine opens the archive. The exit
+    /// status is 1 if messages of them are missing still.
+    #[command(after_help = "Example:\n  seqcast archive repair /var/lib/seqcast/ticks --from /mnt/b/ticks")]
+    Repair {
+        /// The archive's directory.
+        dir: PathBuf,
+        /// Another archive of the stream, to fetch from what is damaged or missing here.
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+    },
 }
 
 #[derive(clap::Args)]
 struct SessionArg {
-    /// Only this session: its number, or "last" for the newest; all unless given.
+    /// Only this session: its number, or "last" for the newest; "all" unless given.
     #[arg(long, value_name = "N", value_parser = parse_session)]
     session: Option<Which>,
 }
@@ -135,6 +172,12 @@ struct SessionArg {
 struct SelectionArgs {
     #[command(flatten)]
     session: SessionArg,
+    #[command(flatten)]
+    range: RangeArgs,
+}
+
+#[derive(clap::Args)]
+pub(super) struct RangeArgs {
     /// Start at this sequence number.
     #[arg(long, value_name = "SEQ")]
     from: Option<u32>,
@@ -145,10 +188,13 @@ struct SelectionArgs {
     /// now such as 90s or 2h, or ns since the Unix epoch such as @1772461800500000000.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<u64>,
+    /// Nothing that was sent later: a time as for --since.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CatFormat {
+pub(super) enum CatFormat {
     /// A line each: session, number, payload in hexadecimal digits.
     Hex,
     /// A line each: an object with session, sequence, sent_ns, received_ns, subject, and payload in
@@ -181,11 +227,18 @@ impl SessionArg {
 
 impl SelectionArgs {
     fn selection(&self) -> Selection {
+        self.range.selection(self.session.session.unwrap_or_default())
+    }
+}
+
+impl RangeArgs {
+    pub(super) fn selection(&self, session: Which) -> Selection {
         Selection {
+            session,
             from: self.from.map(Seq),
             to: self.to.map(Seq),
             since: self.since,
-            ..self.session.selection()
+            until: self.until,
         }
     }
 }
@@ -234,10 +287,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             };
             prune(dir, rules, *dry_run)
         }
+        Command::Sync { from, to, session } => sync(from, to, &session.selection()),
+        Command::Repair { dir, from } => repair(dir, from.as_deref()),
     }
 }
 
-fn open(dir: &Path) -> Result<Reader> {
+pub(super) fn open(dir: &Path) -> Result<Reader> {
     Reader::open(dir).with_context(|| format!("no archive can be opened in {}", dir.display()))
 }
 
@@ -283,10 +338,10 @@ fn verify(dir: &Path, selection: &Selection) -> Result<ExitCode> {
     let archive = open(dir)?;
     let mut damaged = false;
     for session in selection.sessions(&archive)? {
-        let mut meter = Meter::new(session);
-        let verified = archive
-            .session(session)
-            .and_then(|mut reader| reader.verify(|progress| meter.show(progress)));
+        let mut meter = Meter::new();
+        let verified = archive.session(session).and_then(|mut reader| {
+            reader.verify(|progress| meter.show(|seconds| verifying(session, progress, seconds)))
+        });
         meter.clear();
         match verified {
             Ok(found) => {
@@ -301,6 +356,13 @@ fn verify(dir: &Path, selection: &Selection) -> Result<ExitCode> {
         }
     }
     Ok(if damaged { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn verifying(session: Session, progress: Progress, seconds: f64) -> String {
+    let Progress { segments, of, .. } = progress;
+    let megabytes = progress.bytes as f64 / 1e6;
+    let rate = megabytes / seconds;
+    format!("session {session}: {segments} of {of} segments, {megabytes:.0} MB, {rate:.0} MB/s")
 }
 
 fn report_verified(session: Session, found: &Verified) -> io::Result<()> {
@@ -328,51 +390,8 @@ fn report_verified(session: Session, found: &Verified) -> io::Result<()> {
     )
 }
 
-/// A line on the terminal that says how far a session's check is.
-struct Meter {
-    session: Session,
-    start: Instant,
-    /// When the line was last written; not at all if nobody looks at it.
-    shown: Option<Instant>,
-    visible: bool,
-}
-
-impl Meter {
-    fn new(session: Session) -> Meter {
-        Meter {
-            session,
-            start: Instant::now(),
-            shown: None,
-            visible: io::stderr().is_terminal(),
-        }
-    }
-
-    fn show(&mut self, progress: Progress) {
-        const PAUSE: Duration = Duration::from_millis(100);
-        if !self.visible || self.shown.is_some_and(|shown| shown.elapsed() < PAUSE) {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let megabytes = progress.bytes as f64 / 1e6;
-        let _ = write!(
-            io::stderr(),
-            "\r\x1b[Ksession {}: {} of {} segments, {megabytes:.0} MB, {:.0} MB/s",
-            self.session,
-            progress.segments,
-            progress.of,
-            megabytes / self.start.elapsed().as_secs_f64().max(1e-3),
-        );
-    }
-
-    fn clear(&mut self) {
-        if self.shown.take().is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
 /// Writes to disks and pipes are worth a system call by this many bytes.
-const BUFFER: usize = 1 << 18;
+pub(super) const BUFFER: usize = 1 << 18;
 
 fn cat(archive: &Reader, selection: &Selection, format: text::Format, out: impl Write) -> Result<ExitCode> {
     let mut writer = text::Writer::new(BufWriter::with_capacity(BUFFER, out), format);
@@ -416,7 +435,7 @@ fn capture(archive: &Reader, selection: &Selection, group: SocketAddrV4, out: im
 }
 
 /// What of a selection was not there.
-fn tell_absent(walked: &Walked) {
+pub(super) fn tell_absent(walked: &Walked) {
     for (count, why) in [
         (walked.lost, "exist nowhere"),
         (walked.missing, "are not in the archive"),
@@ -458,21 +477,109 @@ fn prune(dir: &Path, rules: Rules, dry_run: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn sync(from: &Path, to: &Path, selection: &Selection) -> Result<ExitCode> {
+    let source = open(from)?;
+    let sessions = selection.sessions(&source)?;
+    let stop = stop::on_signals()?;
+    let mut target = Archive::open(to, source.stream(), Options::default())
+        .with_context(|| format!("cannot write to {}", to.display()))?;
+    for note in target.recovery() {
+        say(format_args!("seqcast: {note}"));
+    }
+    let mut meter = Meter::new();
+    let copied = sync::copy(&source, &sessions, &mut target, &stop, &mut |session, copied| {
+        meter.show(|seconds| copying(session, copied, seconds));
+    });
+    meter.clear();
+    // Whatever happened, what was copied is there to go on from.
+    let closed = target.close();
+    let copied = match copied {
+        Ok(copied) => copied,
+        Err(error) if error.is::<Stopped>() => {
+            closed?;
+            stop::outcome(&stop)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(error) => return Err(error),
+    };
+    closed?;
+    for (count, why) in [
+        (copied.unreadable, "could not be read: damaged, or released meanwhile"),
+        (
+            copied.denied,
+            "are said to exist nowhere by the target, which cannot take them",
+        ),
+    ] {
+        if count > 0 {
+            say(format_args!("seqcast: {count} messages not copied that {why}"));
+        }
+    }
+    tell(writeln!(
+        io::stdout(),
+        "{} messages in {} records copied, {} sessions new, {} messages newly known to exist nowhere",
+        copied.messages,
+        copied.records,
+        copied.sessions,
+        copied.lost
+    ))?;
+    let whole = copied.unreadable == 0;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn copying(session: Session, copied: &Copied, seconds: f64) -> String {
+    let megabytes = copied.bytes as f64 / 1e6;
+    let rate = megabytes / seconds;
+    format!(
+        "session {session}: {} messages, {megabytes:.0} MB, {rate:.0} MB/s",
+        copied.messages
+    )
+}
+
+fn repair(dir: &Path, from: Option<&Path>) -> Result<ExitCode> {
+    let from = from.map(open).transpose()?;
+    open(dir)?;
+    let stop = stop::on_signals()?;
+    let repaired = repair::repair(dir, from.as_ref(), &stop, &mut |step| {
+        Ok(tell(writeln!(io::stdout(), "{step}"))?)
+    });
+    let outcome = match repaired {
+        Err(error) if error.is::<Stopped>() => {
+            stop::outcome(&stop)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        outcome => outcome?,
+    };
+    let Outcome {
+        damaged,
+        missing,
+        hopeless,
+    } = outcome;
+    tell(writeln!(
+        io::stdout(),
+        "{damaged} sessions were damaged; of them {hopeless} cannot be mended, the others lack {missing} messages"
+    ))?;
+    let whole = missing == 0 && hopeless == 0;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// ns since the Unix epoch.
 fn now() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     since_epoch.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
-fn parse_session(text: &str) -> Result<Which, String> {
-    if text == "last" {
-        return Ok(Which::Last);
+pub(super) fn parse_session(text: &str) -> Result<Which, String> {
+    match text {
+        "last" => Ok(Which::Last),
+        "all" => Ok(Which::All),
+        number => match number.parse() {
+            Ok(number) => Ok(Which::One(Session(number))),
+            Err(_) => Err("write a session's number, \"last\" or \"all\"".to_owned()),
+        },
     }
-    let number = text.parse().map(|n| Which::One(Session(n)));
-    number.map_err(|_| "write a session's number, or \"last\"".to_owned())
 }
 
-fn parse_group(text: &str) -> Result<SocketAddrV4, String> {
+pub(super) fn parse_group(text: &str) -> Result<SocketAddrV4, String> {
     let group = text
         .parse()
         .map_err(|_| "write a group and port such as 239.81.0.1:5000".to_owned())?;
@@ -539,6 +646,7 @@ mod tests {
     fn sessions_have_numbers_or_are_the_last() {
         assert_eq!(parse_session("7"), Ok(Which::One(Session(7))));
         assert_eq!(parse_session("last"), Ok(Which::Last));
+        assert_eq!(parse_session("all"), Ok(Which::All));
         assert!(parse_session("-1").is_err() && parse_session("newest").is_err());
     }
 }

@@ -1,14 +1,17 @@
 //! The subcommands: their options, and how they report.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 pub(crate) mod archive;
 pub(crate) mod itch;
 pub(crate) mod lab;
+pub(crate) mod replay;
+mod stop;
 
 /// For commands whose work is their output: one whose reader has seen enough (`| head`) is done.
 fn done_if_pipe_closed(result: Result<ExitCode>) -> Result<ExitCode> {
@@ -39,4 +42,39 @@ fn is_pipe_closed(error: &io::Error) -> bool {
 /// Writes a line to standard error, whose end (`2>&1 | head`) ends nothing else.
 pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// A line on the terminal that says how far long work is; nothing if nobody looks at it.
+struct Meter {
+    start: Instant,
+    /// When the line was last written.
+    shown: Option<Instant>,
+    visible: bool,
+}
+
+impl Meter {
+    fn new() -> Meter {
+        Meter {
+            start: Instant::now(),
+            shown: None,
+            visible: io::stderr().is_terminal(),
+        }
+    }
+
+    /// Shows what `line` makes of the seconds since the start, ten times a second at most.
+    fn show<T: Display>(&mut self, line: impl FnOnce(f64) -> T) {
+        const PAUSE: Duration = Duration::from_millis(100);
+        if !self.visible || self.shown.is_some_and(|shown| shown.elapsed() < PAUSE) {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let line = line(self.start.elapsed().as_secs_f64().max(1e-3));
+        let _ = write!(io::stderr(), "\r\x1b[K{line}");
+    }
+
+    fn clear(&mut self) {
+        if self.shown.take().is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
 }
