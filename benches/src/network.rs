@@ -22,6 +22,7 @@ struct Task {
 
 /// Tasks that several contenders share.
 const TRIP: &str = "";
+#[cfg(feature = "xdp")]
 const FRAMES_64: &str = "64 B frames, batch 64";
 const FRAMES_SMALL: &str = "100 B frames, batch 64";
 const FRAMES_ALONE: &str = "100 B frames, one by one";

@@ -57,6 +57,10 @@ pub(crate) struct Pair {
 }
 
 /// A thread's place: in a namespace with one interface, and on a core once it is pinned.
+#[cfg_attr(
+    not(feature = "xdp"),
+    expect(dead_code, reason = "bare AF_XDP alone needs Ethernet addresses")
+)]
 pub(crate) struct Side {
     pub(crate) end: End,
     pub(crate) interface: String,
