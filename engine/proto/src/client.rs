@@ -347,16 +347,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             let stamp = nak_stamp(self.config.stream, self.cursor.session, self.config.origin);
             self.gaps.ask(now, limit, &self.parties, stamp, out);
         }
-        let session = self.cursor.session;
         self.finish_session(now.mono, app);
-        if session != self.cursor.session {
-            // What there is of the next one is looked for at once, even if no frame ever comes.
-            return now.mono + 1;
-        }
-        let silence = if self.ended || self.silent {
-            Nanos::MAX
-        } else {
-            self.heard + self.config.silence
+        // Once it is over, questions have times of their own.
+        let silence = match self.heard + self.config.silence {
+            over if self.ended || over <= now.mono => Nanos::MAX,
+            to_come => to_come,
         };
         let retry = if self.cursor.blocked {
             now.mono + MILLIS
@@ -726,7 +721,8 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.lost.clear();
         self.done.clear();
         app.event(Event::SessionStarted { session: next });
-        if self.upcoming > next {
+        // In a session that is over, or whose server is silent, no frame would tell what there is.
+        if self.upcoming > next || self.silent {
             self.probe(now);
         }
     }

@@ -1,0 +1,42 @@
+//! A client that comes back when the server is gone: the archive alone has what it missed.
+
+mod common;
+
+use common::{GROUP, Net, STREAM, World};
+use seqcast_proto::client::{Client, ClientConfig, Start};
+use seqcast_proto::seq::{Seq, Session};
+use seqcast_proto::time::{MICROS, SECONDS};
+
+const BAD: Net = Net {
+    loss: 50,
+    double: 20,
+    jitter: 200 * MICROS,
+};
+
+#[test]
+fn what_was_missed_is_found_without_a_server_and_without_an_address() {
+    for seed in 1..=20 {
+        let mut world = World::new(seed, BAD, 3000);
+        world.range_end = Seq(700);
+        world.start_archive();
+        world.add_client(Start::Session);
+        world.start_server();
+        world.run_until("some", 20 * SECONDS, |w| w.clients[0].app.got.len() >= 300);
+        let (session, seq, _) = world.clients[0].app.got.last().cloned().unwrap();
+        let have = world.clients[0].app.got.len() as u64;
+        world.clients[0].cut_off = true;
+        world.run_until("all published and acknowledged", 60 * SECONDS, |w| {
+            w.all_published() && w.server.as_ref().unwrap().unacknowledged() == 0
+        });
+        world.server = None;
+        let mut config = ClientConfig::new(STREAM, 500);
+        config.start = Start::After(Session(session), Seq(seq));
+        config.seek_group = Some(GROUP);
+        let back = world.add_client(Start::Session);
+        world.clients[back].client = Client::new(config, world.now);
+        world.run_until("catch-up", 60 * SECONDS, |w| {
+            w.clients[back].app.got.len() as u64 >= 3000 - have
+        });
+        world.check_client(back, have);
+    }
+}
