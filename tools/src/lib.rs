@@ -4,4 +4,5 @@
 pub mod archive;
 pub mod itch;
 pub mod lab;
+pub mod sim;
 mod table;

@@ -56,6 +56,16 @@ enum Command {
         seqcast lab check\n  \
         seqcast lab run --clients 8 --rate 200000 --drop 0.001")]
     Lab(cli::lab::Args),
+    /// Play servers, archives and clients in simulated time, with faults, and check every rule.
+    ///
+    /// The production code runs over a network that loses, doubles, delays and damages frames, on
+    /// disks that tear and fill up, with processes that crash. A seed determines a run. The first
+    /// broken rule ends it with a timeline and exit status 1.
+    #[command(after_help = "Examples:\n  \
+        seqcast sim --seeds 0..1000\n  \
+        seqcast sim --seed 42 --shrink\n  \
+        seqcast sim --hours 8")]
+    Sim(cli::sim::Args),
     /// Play what an archive holds again: to a file, a pipe, or as a new stream.
     ///
     /// A stream is a new session of its own, on a group that has no server, with heartbeats, repairs
@@ -74,6 +84,7 @@ fn main() -> ExitCode {
         Command::Archive(args) => cli::archive::run(&args),
         Command::Itch(args) => cli::itch::run(&args),
         Command::Lab(args) => cli::lab::run(&args),
+        Command::Sim(args) => cli::sim::run(&args),
         Command::Replay(args) => cli::replay::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -10,6 +10,7 @@ use anyhow::Result;
 pub(crate) mod archive;
 pub(crate) mod itch;
 pub(crate) mod lab;
+pub(crate) mod sim;
 pub(crate) mod replay;
 mod stop;
 
