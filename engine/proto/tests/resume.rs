@@ -4,6 +4,7 @@ mod common;
 
 use common::{GROUP, Net, STREAM, World};
 use seqcast_proto::client::{Client, ClientConfig, Start};
+use seqcast_proto::io::Store;
 use seqcast_proto::seq::{Seq, Session};
 use seqcast_proto::time::{MICROS, SECONDS};
 
@@ -25,8 +26,10 @@ fn what_was_missed_is_found_without_a_server_and_without_an_address() {
         let (session, seq, _) = world.clients[0].app.got.last().cloned().unwrap();
         let have = world.clients[0].app.got.len() as u64;
         world.clients[0].cut_off = true;
-        world.run_until("all published and acknowledged", 60 * SECONDS, |w| {
-            w.all_published() && w.server.as_ref().unwrap().unacknowledged() == 0
+        world.run_until("the archive has all, and the end of each session", 60 * SECONDS, |w| {
+            let ended = |s: &u32| w.archive_disk.end_of(Session(*s)).is_some();
+            let sessions = w.archive_disk.sessions.keys();
+            w.all_published() && w.server.as_ref().unwrap().unacknowledged() == 0 && sessions.rev().skip(1).all(ended)
         });
         world.server = None;
         let mut config = ClientConfig::new(STREAM, 500);
