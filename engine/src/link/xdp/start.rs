@@ -20,6 +20,8 @@ const BUSY_FOR: Duration = Duration::from_secs(2);
 /// How long a port may stay taken after its socket was closed: a child that is being started has
 /// copies of all descriptors for a moment.
 const PORT_BUSY_FOR: Duration = Duration::from_millis(200);
+/// Bytes of IP packet that the protocol's control frames may fill, as every IPv4 host must take.
+const LEAST_MTU: usize = 576;
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 
 /// The configured losses, as the filter takes them.
@@ -35,11 +37,17 @@ pub(super) fn fault(config: &XdpConfig) -> seqcast_bpf::Fault {
 /// The largest IP packet to send, in bytes.
 pub(super) fn packet_limit(config: &XdpConfig, interface: &Interface) -> io::Result<usize> {
     let most = interface.mtu as usize;
+    if most < LEAST_MTU {
+        return Err(invalid(format!(
+            "{} has an MTU of {most}, and {LEAST_MTU} are needed; run `ip link set dev {} mtu 1500`",
+            interface.name, interface.name
+        )));
+    }
     match config.mtu {
         None => Ok(most),
-        Some(mtu) if (576..=most).contains(&mtu) => Ok(mtu),
+        Some(mtu) if (LEAST_MTU..=most).contains(&mtu) => Ok(mtu),
         Some(mtu) => Err(invalid(format!(
-            "MTU {mtu} is outside 576 to {most}, the MTU of {}; change one of the two",
+            "MTU {mtu} is outside {LEAST_MTU} to {most}, the MTU of {}; change one of the two",
             interface.name
         ))),
     }
