@@ -14,7 +14,8 @@ use seqcast_engine::link::xdp::{Attach, Bind, XdpConfig, XdpLink};
 use seqcast_engine::link::{Fault, Link, LinkStats};
 use seqcast_engine::node::{Node, Programs};
 use seqcast_proto::io::{Application, Delivery, Event, Path};
-use seqcast_ring::{Producer, lane};
+use seqcast_proto::server::Source;
+use seqcast_proto::wire::Message;
 
 #[cfg(feature = "xdp")]
 use crate::bare::Mode;
@@ -158,16 +159,44 @@ impl Application for Handler {
     }
 }
 
-/// Bytes of the lane between the program and its engine, as between a file and the engine.
-const LANE: usize = 1 << 20;
+/// What the program has to send: the same message so many times.
+struct Outgoing {
+    message: Box<[u8]>,
+    size: usize,
+    left: usize,
+}
+
+/// The program as the engine's source: it runs on the engine's thread, so no lane lies between.
+struct Publisher(Rc<RefCell<Outgoing>>, Box<[u8]>, usize);
+
+impl Source for Publisher {
+    #[inline]
+    fn peek(&mut self) -> Option<Message<'_>> {
+        let outgoing = self.0.borrow();
+        if outgoing.left == 0 {
+            return None;
+        }
+        self.2 = outgoing.size;
+        // A message is made anew for each number, as a program would.
+        self.1[..8].copy_from_slice(&outgoing.message[..8]);
+        Some(Message {
+            subject: b"",
+            payload: &self.1[..self.2],
+        })
+    }
+
+    #[inline]
+    fn advance(&mut self) {
+        self.0.borrow_mut().left -= 1;
+    }
+}
 
 /// An engine that is driven by the program that publishes and receives, on one thread: publishes
 /// one stream, receives the other end's.
 pub(crate) struct EnginePort<L: Link> {
     node: Node<L>,
-    lane: Producer,
+    outgoing: Rc<RefCell<Outgoing>>,
     seen: Rc<Seen>,
-    message: Box<[u8]>,
 }
 
 impl<L: Link> EnginePort<L> {
@@ -182,17 +211,22 @@ impl<L: Link> EnginePort<L> {
             side.interface
         );
         let config = Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))?;
-        let (producer, consumer) = lane(LANE);
+        let outgoing = Rc::new(RefCell::new(Outgoing {
+            message: vec![0; 2048].into(),
+            size: 0,
+            left: 0,
+        }));
+        let publisher = Publisher(Rc::clone(&outgoing), vec![0; 2048].into(), 0);
         let seen = Rc::new(Seen::default());
         let programs = Programs {
-            sources: vec![(ours, consumer)],
+            publishers: vec![(ours, Box::new(publisher))],
             handlers: vec![(theirs, Box::new(Handler(Rc::clone(&seen))))],
+            ..Programs::default()
         };
         Ok(EnginePort {
             node: Node::open(&config, link, may_hold, Arc::default(), programs)?,
-            lane: producer,
+            outgoing,
             seen,
-            message: vec![0; 2048].into(),
         })
     }
 }
@@ -202,13 +236,16 @@ impl<L: Link> Port for EnginePort<L> {
 
     #[inline]
     fn send(&mut self, word: u64, size: usize, count: usize) -> Result<usize> {
-        self.message[..8].copy_from_slice(&word.to_ne_bytes());
-        let message = &self.message[..size];
-        let taken = (0..count)
-            .take_while(|_| self.lane.try_push(0, &[message]).is_ok())
-            .count();
+        {
+            let mut outgoing = self.outgoing.borrow_mut();
+            outgoing.message[..8].copy_from_slice(&word.to_ne_bytes());
+            outgoing.size = size;
+            outgoing.left = count;
+        }
         self.node.poll()?;
-        Ok(taken)
+        // What found no room now is offered again by the caller.
+        let left = std::mem::take(&mut self.outgoing.borrow_mut().left);
+        Ok(count - left)
     }
 
     #[inline]
