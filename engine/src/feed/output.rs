@@ -386,3 +386,91 @@ impl Drop for Program {
         let _ = self.child.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: Stream = Stream(7);
+
+    fn config(sink: &str) -> Config {
+        let text =
+            format!("[engine]\ninterface = \"lo\"\n[[subscribe]]\nstream = \"239.1.1.1:5000\"\nsink = {{ {sink} }}");
+        let config = crate::config::Config::parse(&text, Path::new("test")).unwrap();
+        config.subscribe[0].sink.clone()
+    }
+
+    fn open(config: &Config) -> io::Result<(Output, Option<(Session, Seq)>)> {
+        Output::open(config, STREAM, false, None, &Arc::default())
+    }
+
+    fn item(seq: u32) -> Item<'static> {
+        Item {
+            session: Session(5),
+            seq: Seq(seq),
+            time: 1,
+            flags: 0,
+            subject: b"",
+            payload: b"payload",
+        }
+    }
+
+    #[test]
+    fn a_journal_goes_on_behind_its_last_whole_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let config = config(&format!("journal = {path:?}"));
+        let whole = journal::FILE_HEADER as u64 + 2 * 40;
+        for torn in [0, 8, 39] {
+            let _ = fs::remove_file(&path);
+            let (mut output, last) = open(&config).unwrap();
+            assert_eq!(last, None);
+            let error = open(&config).err().unwrap().to_string();
+            assert!(error.contains("another process writes to it"), "{error}");
+            (1..=3).for_each(|seq| output.write(&item(seq)).unwrap());
+            output.finish().unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(whole + torn)
+                .unwrap();
+            let (mut output, last) = open(&config).unwrap();
+            assert_eq!(last, Some((Session(5), Seq(2))));
+            output.write(&item(9)).unwrap();
+            assert_eq!(output.sync().unwrap(), whole + 40);
+            let mut reader = journal::Reader::open(&path).unwrap();
+            let mut numbers = Vec::new();
+            while let Some(item) = reader.next_item().unwrap() {
+                numbers.push(item.seq.0);
+            }
+            assert_eq!(numbers, [1, 2, 9]);
+        }
+        // A crash in the first write of all.
+        for cut in 0..journal::FILE_HEADER {
+            fs::write(&path, &journal::header(STREAM)[..cut]).unwrap();
+            assert_eq!(open(&config).unwrap().1, None, "{cut}");
+            assert_eq!(fs::read(&path).unwrap(), journal::header(STREAM));
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_missing_or_ends_is_named_with_its_status() {
+        let error = open(&config("exec = [\"/nonexistent/program\"]"))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("/nonexistent/program"), "{error}");
+        let (mut output, _) = open(&config("exec = [\"sh\", \"-c\", \"exit 7\"]")).unwrap();
+        let error = loop {
+            if let Err(error) = output.check() {
+                break error.to_string();
+            }
+            std::thread::yield_now();
+        };
+        assert!(error.contains("before its input did, with exit status: 7"), "{error}");
+        let (output, _) = open(&config("exec = [\"sh\", \"-c\", \"cat > /dev/null; exit 8\"]")).unwrap();
+        let error = output.finish().unwrap_err().to_string();
+        assert!(error.contains("exit status: 8"), "{error}");
+    }
+}
