@@ -605,3 +605,49 @@ fn an_archive_in_use_is_not_repaired_and_a_good_one_stays_as_it_is() {
     assert!(told.contains("session 1000: good, 999 records"), "{told}");
     assert_eq!(contents(&dir), before);
 }
+
+/// `cargo test -p seqcast-tools --features parquet --test replay`
+#[cfg(feature = "parquet")]
+#[test]
+fn a_parquet_table_has_a_row_for_each_message() {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
+
+    let (files, dir) = archive();
+    let out = files.path().join("table.parquet");
+    succeed("archive export % --format parquet --out %", &[&dir, &out]);
+    let reader = SerializedFileReader::new(fs::File::open(&out).unwrap()).unwrap();
+    let columns = reader.metadata().file_metadata().schema_descr().columns().iter();
+    let names: Vec<&str> = columns.map(|column| column.name()).collect();
+    assert_eq!(
+        names,
+        ["session", "sequence", "send_time", "receive_time", "subject", "payload"]
+    );
+    let numbers: Vec<(u32, u32)> = old_numbers()
+        .map(|n| (OLD.0, n))
+        .chain((1..=30).map(|n| (NEW.0, n)))
+        .collect();
+    let rows: Vec<_> = reader.get_row_iter(None).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), numbers.len());
+    for (row, (session, seq)) in rows.iter().zip(numbers) {
+        let fields: Vec<&Field> = row.get_column_iter().map(|(_, field)| field).collect();
+        let sent = T0 + u64::from((seq - 1) / 3 * 3 + 1) * MS;
+        let time = |ns: u64| Field::Long(i64::try_from(ns).unwrap());
+        assert_eq!(fields[0], &Field::UInt(session));
+        assert_eq!(fields[1], &Field::UInt(seq));
+        assert_eq!([fields[2], fields[3]], [&time(sent), &time(sent + 500)]);
+        assert_eq!(fields[4], &Field::Str(subject(seq)));
+        assert_eq!(fields[5], &Field::Bytes(payload(seq).into_bytes().into()));
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn a_build_without_parquet_says_so() {
+    let (files, dir) = archive();
+    let out = files.path().join("table.parquet");
+    let output = run("archive export % --format parquet --out %", &[&dir, &out]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--features parquet"));
+    assert!(!out.exists());
+}

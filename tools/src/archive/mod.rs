@@ -7,6 +7,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub mod pace;
+#[cfg(feature = "parquet")]
+pub mod parquet;
 pub mod pcapng;
 pub mod prune;
 pub mod repair;

@@ -12,6 +12,8 @@ use clap::{Subcommand, ValueEnum};
 use seqcast_archive::{Archive, Error, Options, Progress, Reader, Verified};
 use seqcast_engine::feed;
 use seqcast_proto::seq::{Seq, Session};
+#[cfg(feature = "parquet")]
+use seqcast_tools::archive::parquet;
 use seqcast_tools::archive::prune::{Old, Rules};
 use seqcast_tools::archive::repair::{self, Outcome};
 use seqcast_tools::archive::replay::Stopped;
@@ -83,7 +85,8 @@ enum Command {
     /// sent a frame: the packets come from 192.0.2.1.
     #[command(after_help = "Examples:\n  \
         seqcast archive export ticks --format pcapng --out ticks.pcapng --group 239.81.0.1:5000\n  \
-        seqcast archive export ticks --session last --format jsonl --out - | jq .sequence")]
+        seqcast archive export ticks --session last --format jsonl --out - | jq .sequence\n  \
+        seqcast archive export ticks --since 24h --format parquet --out day.parquet")]
     Export {
         /// The archive's directory.
         dir: PathBuf,
@@ -214,6 +217,8 @@ enum ExportFormat {
     Pcapng,
     /// An object a line, as "cat --format json".
     Jsonl,
+    /// A table for analysts (Apache Parquet): a row for each message. Not in all builds.
+    Parquet,
 }
 
 impl SessionArg {
@@ -410,8 +415,13 @@ fn export(
 ) -> Result<ExitCode> {
     // Nothing is overwritten for a selection that cannot be.
     selection.sessions(archive)?;
-    let out: Box<dyn Write> = if path == Path::new("-") {
-        Box::new(io::stdout().lock())
+    #[cfg(not(feature = "parquet"))]
+    anyhow::ensure!(
+        format != ExportFormat::Parquet,
+        "this binary was built without Parquet: build it with --features parquet"
+    );
+    let out: Box<dyn Write + Send> = if path == Path::new("-") {
+        Box::new(io::stdout())
     } else {
         Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
     };
@@ -421,6 +431,10 @@ fn export(
             let group = group.unwrap_or_else(|| pcapng::derived_group(archive.stream()));
             capture(archive, selection, group, out)
         }
+        #[cfg(feature = "parquet")]
+        ExportFormat::Parquet => table(archive, selection, out),
+        #[cfg(not(feature = "parquet"))]
+        ExportFormat::Parquet => unreachable!("refused above"),
     };
     written.with_context(|| format!("{} is not complete", path.display()))
 }
@@ -428,6 +442,15 @@ fn export(
 fn capture(archive: &Reader, selection: &Selection, group: SocketAddrV4, out: impl Write) -> Result<ExitCode> {
     let out = BufWriter::with_capacity(BUFFER, out);
     let mut writer = pcapng::Writer::new(out, archive.stream(), group)?;
+    let walked = selection.walk(archive, &mut |taken| writer.write(&taken))?;
+    writer.finish()?;
+    tell_absent(&walked);
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "parquet")]
+fn table(archive: &Reader, selection: &Selection, out: impl Write + Send) -> Result<ExitCode> {
+    let mut writer = parquet::Writer::new(BufWriter::with_capacity(BUFFER, out))?;
     let walked = selection.walk(archive, &mut |taken| writer.write(&taken))?;
     writer.finish()?;
     tell_absent(&walked);

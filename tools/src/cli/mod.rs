@@ -10,8 +10,8 @@ use anyhow::Result;
 pub(crate) mod archive;
 pub(crate) mod itch;
 pub(crate) mod lab;
-pub(crate) mod sim;
 pub(crate) mod replay;
+pub(crate) mod sim;
 mod stop;
 
 /// For commands whose work is their output: one whose reader has seen enough (`| head`) is done.
