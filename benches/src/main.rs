@@ -20,6 +20,7 @@ mod pair;
 mod plot;
 mod results;
 mod rings;
+mod subjects;
 
 use pair::{Cable, Pair};
 use results::{Limit, Name, Results};
@@ -31,8 +32,9 @@ const RATE: &str = "Throughput, messages";
 const REPAIR: &str = "Repaired messages, sent to delivered";
 const RINGS: &str = "Rings, 64 B core to core";
 const LOG: &str = "Append log";
+const SUBJECTS: &str = "Look-up of a subject, 1000 subscriptions";
 /// In the order of the table.
-const GROUPS: [&str; 6] = [ROUND_TRIP, ONE_WAY, RATE, REPAIR, RINGS, LOG];
+const GROUPS: [&str; 7] = [ROUND_TRIP, ONE_WAY, RATE, REPAIR, RINGS, SUBJECTS, LOG];
 
 /// Seconds for measuring again what others on the machine disturbed.
 const PATIENCE: u64 = 80;
@@ -73,7 +75,7 @@ struct Cli {
     /// Leave out the network.
     #[arg(long)]
     no_network: bool,
-    /// Leave out rings and log.
+    /// Leave out rings, subjects and log.
     #[arg(long)]
     no_memory: bool,
 }
@@ -161,6 +163,15 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
         let trips = rings::round_trip(ring, cores, time)?;
         let limit = against("two cache lines", "round trip");
         results.add_latency(name(RINGS, ring.name(), "round trip", limit), &trips);
+    }
+    for (count, what) in subjects::SUBJECTS {
+        for finder in subjects::Finder::ALL {
+            if finder.name().contains(&cli.only) {
+                let limit = against(subjects::Finder::HashMap.name(), what).filter(|l| l.contender != finder.name());
+                let rate = subjects::find(finder, count, cores[0], time)?;
+                results.add_rate(name(SUBJECTS, finder.name(), what, limit), rate);
+            }
+        }
     }
     if !"append log".contains(&cli.only) {
         return Ok(());

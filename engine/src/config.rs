@@ -5,11 +5,16 @@
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 
+use seqcast_proto::subject::Pattern;
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::feed::Format;
 use crate::feed::item::SinkFormat;
+
+mod route;
+
+pub use route::Route;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -41,10 +46,15 @@ pub enum ConfigError {
 pub struct Config {
     /// The process and its interface.
     pub engine: Engine,
-    /// Streams that this engine publishes.
+    /// Which streams carry which subjects.
+    #[serde(default)]
+    pub route: Vec<Route>,
+    /// Streams that this engine publishes. A table without a stream has become one for each
+    /// stream of the routes.
     #[serde(default)]
     pub publish: Vec<Publish>,
-    /// Streams that this engine receives.
+    /// Streams that this engine receives. A table without a stream has become one for each stream
+    /// that its subjects may be on.
     #[serde(default)]
     pub subscribe: Vec<Subscribe>,
     /// Streams that this engine records.
@@ -240,6 +250,11 @@ pub struct Source {
     /// How messages are told apart.
     #[serde(default)]
     pub format: Format,
+    /// The subject of all messages.
+    #[serde(default, deserialize_with = "route::subject")]
+    pub subject: Option<String>,
+    /// What the subject of each message is made of.
+    pub subject_from: Option<SubjectFrom>,
     /// Messages a second; without it as fast as they can be sent.
     pub rate: Option<f64>,
     /// Go on behind the last message that was published before; needs `state` and a file.
@@ -252,6 +267,14 @@ pub struct Source {
 
 fn yes() -> bool {
     true
+}
+
+/// What subjects are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SubjectFrom {
+    /// Nasdaq ITCH 5.0: `ITCH.`, the message's type letter, a dot, its stock locate.
+    Itch,
 }
 
 /// What a server does when its source ends.
@@ -361,7 +384,14 @@ pub enum Query {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Publish {
+    /// Which table of the file this comes from: those of one table share their source.
+    #[serde(skip)]
+    pub table: usize,
+    /// Whether the routes say which of the source's messages go here.
+    #[serde(skip)]
+    pub routed: bool,
     /// Multicast group and port.
+    #[serde(default = "by_subject")]
     pub stream: SocketAddrV4,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
@@ -411,6 +441,10 @@ impl Publish {
     }
 }
 
+fn by_subject() -> SocketAddrV4 {
+    route::BY_SUBJECT
+}
+
 fn default_heartbeat_min() -> u64 {
     1
 }
@@ -453,8 +487,15 @@ pub enum Delivery {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subscribe {
+    /// Which table of the file this comes from: those of one table share their sink.
+    #[serde(skip)]
+    pub table: usize,
     /// Multicast group and port.
+    #[serde(default = "by_subject")]
     pub stream: SocketAddrV4,
+    /// Which messages the sink gets; all without it.
+    #[serde(default, deserialize_with = "route::patterns")]
+    pub subjects: Option<Vec<Pattern>>,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
     /// The client's name, in messages and in its state; the engine's name by default.
@@ -612,10 +653,11 @@ impl Config {
     /// # Errors
     /// As for [`Config::read`].
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        let config: Config = toml::from_str(text).map_err(|error| ConfigError::Parse {
+        let mut config: Config = toml::from_str(text).map_err(|error| ConfigError::Parse {
             path: path.into(),
             message: error.to_string(),
         })?;
+        config.follow_routes()?;
         config.check()?;
         Ok(config)
     }
@@ -662,6 +704,23 @@ impl Config {
             if source.format == Format::Raw {
                 return invalid(format!(
                     "[[publish]] {}: format \"raw\" does not tell messages apart; use \"binaryfile\" or \"lines\"",
+                    publish.stream
+                ));
+            }
+            let subjects = [
+                source.subject.is_some(),
+                source.subject_from.is_some(),
+                source.format == Format::SubjectLines,
+            ];
+            if subjects.iter().filter(|s| **s).count() > 1 {
+                return invalid(format!(
+                    "[[publish]] {}: subjects come from one of `subject`, `subject_from` and format \"subject-lines\"",
+                    publish.stream
+                ));
+            }
+            if source.program && (source.subject.is_some() || source.subject_from.is_some()) {
+                return invalid(format!(
+                    "[[publish]] {}: a program gives each message its subject: leave out `subject` and `subject_from`",
                     publish.stream
                 ));
             }
@@ -746,6 +805,11 @@ impl Subscribe {
         }
         if sink.format.is_some() && (sink.journal.is_some() || sink.dir.is_some() || sink.program) {
             return invalid("`format` is for `file`, `fifo`, `stdout` and `exec`: leave it out");
+        }
+        if self.subjects.is_some() && sink.program {
+            return invalid(
+                "a handler sees whole blocks in place: leave out `subjects` and let it ask a `seqcast_proto::subject::Matcher`",
+            );
         }
         if let Some(name) = &self.name {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);

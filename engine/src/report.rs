@@ -54,10 +54,12 @@ pub struct SubscriptionReport {
     pub stream: String,
     /// The last session.
     pub session: u32,
-    /// Messages delivered.
+    /// Messages delivered to the sink.
     pub messages: u64,
     /// Their payload bytes.
     pub bytes: u64,
+    /// Messages delivered in their place whose subjects were not wanted.
+    pub filtered: u64,
     /// Gaps that opened.
     pub gaps: u64,
     /// Messages repaired by an archive.

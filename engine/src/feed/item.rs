@@ -43,6 +43,9 @@ pub enum SinkFormat {
     Binaryfile,
     /// One payload a line.
     Lines,
+    /// A line each: subject, space, payload.
+    #[serde(rename = "subject-lines")]
+    SubjectLines,
     /// Payloads one behind the other with nothing between.
     Raw,
     /// A line each: session, number, payload in hexadecimal digits.
@@ -58,6 +61,7 @@ impl SinkFormat {
         match self {
             SinkFormat::Binaryfile => "binaryfile",
             SinkFormat::Lines => "lines",
+            SinkFormat::SubjectLines => "subject-lines",
             SinkFormat::Raw => "raw",
             SinkFormat::Hex => "hex",
             SinkFormat::Json => "json",
@@ -113,6 +117,11 @@ pub fn write_item(out: &mut impl Write, format: SinkFormat, item: &Item<'_>) -> 
     match format {
         SinkFormat::Binaryfile => write_message(out, Format::Binaryfile, item.payload),
         SinkFormat::Lines => write_message(out, Format::Lines, item.payload),
+        SinkFormat::SubjectLines => {
+            out.write_all(item.subject)?;
+            out.write_all(b" ")?;
+            write_message(out, Format::Lines, item.payload)
+        }
         SinkFormat::Raw => write_message(out, Format::Raw, item.payload),
         SinkFormat::Hex => writeln!(out, "{} {} {}", item.session, item.seq, Hex(item.payload)),
         SinkFormat::Json => {
@@ -156,6 +165,7 @@ mod tests {
     #[test]
     fn lines_for_people_and_for_programs() {
         assert_eq!(written(SinkFormat::Hex, b"\x00\xff"), "7 9 00ff\n");
+        assert_eq!(written(SinkFormat::SubjectLines, b"two words"), "md.eq two words\n");
         assert_eq!(
             written(SinkFormat::Json, b"say \"hi\"\n"),
             "{\"session\":7,\"sequence\":9,\"time_ns\":5,\"subject\":\"md.eq\",\"repaired\":true,\"late\":true,\

@@ -15,6 +15,7 @@ mod output;
 pub mod position;
 pub mod sink;
 pub mod source;
+pub mod subject;
 
 /// How messages are told apart in a byte stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -27,13 +28,17 @@ pub enum Format {
     Lines,
     /// Messages one behind the other with nothing between; for sinks only.
     Raw,
+    /// One message a line: its subject, a space, its payload. What is read and written as a message
+    /// is the whole line.
+    #[serde(rename = "subject-lines")]
+    SubjectLines,
 }
 
 /// Reads messages from a byte stream.
 pub enum Reader<R> {
     /// See [`Format::Binaryfile`].
     Binary(binaryfile::Reader<R>),
-    /// See [`Format::Lines`]; the line that is being read, and how many were read.
+    /// See [`Format::Lines`] and [`Format::SubjectLines`]; the line that is being read, and how many were read.
     Lines(BufReader<R>, Vec<u8>, u64),
 }
 
@@ -45,7 +50,9 @@ impl<R: Read> Reader<R> {
     pub fn new(format: Format, source: R) -> io::Result<Reader<R>> {
         match format {
             Format::Binaryfile => Ok(Reader::Binary(binaryfile::Reader::new(source))),
-            Format::Lines => Ok(Reader::Lines(BufReader::with_capacity(1 << 18, source), Vec::new(), 0)),
+            Format::Lines | Format::SubjectLines => {
+                Ok(Reader::Lines(BufReader::with_capacity(1 << 18, source), Vec::new(), 0))
+            }
             Format::Raw => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "format \"raw\" does not tell messages apart: use \"binaryfile\" or \"lines\"",
@@ -96,7 +103,7 @@ pub fn write_message(out: &mut impl Write, format: Format, message: &[u8]) -> io
             out.write_all(&(message.len() as u16).to_be_bytes())?;
             out.write_all(message)
         }
-        Format::Lines => {
+        Format::Lines | Format::SubjectLines => {
             out.write_all(message)?;
             out.write_all(b"\n")
         }

@@ -40,8 +40,9 @@ pub struct Sink {
     lane: Producer,
     /// Wakes the sink's thread.
     bell: Arc<Doorbell>,
-    /// Blocks were put in since the last ring.
+    /// Nothing was put in since the last ring.
     quiet: bool,
+    durable: bool,
     failed: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     resume: Option<(Session, Seq)>,
@@ -92,6 +93,7 @@ impl Sink {
             lane: producer,
             bell,
             quiet: true,
+            durable: durable.is_some(),
             failed,
             stop,
             resume: position.map(|p| (p.session, p.seq)).or(last),
@@ -105,24 +107,47 @@ impl Sink {
         self.resume
     }
 
-    /// Takes delivered messages; false when there is no room now.
-    pub fn put(&mut self, delivery: &Delivery<'_>) -> bool {
-        let block = &delivery.block;
+    /// Whether the position of a durable client is kept.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    /// Takes `blocks` of delivered messages, ascending parts of the delivery, all or none; false
+    /// when there is no room now. The position of a durable client moves behind the delivery.
+    pub fn put<'a>(&mut self, delivery: &Delivery<'_>, blocks: impl Iterator<Item = Block<'a>> + Clone) -> bool {
         let way = match delivery.path {
             Way::Live => 0,
             Way::Archive => flags::REPAIRED,
             Way::Server => flags::REPAIRED | flags::FROM_SERVER,
         };
         let flags = way | if delivery.late { flags::LATE } else { 0 };
-        let mut head = [0; HEAD];
-        head[..4].copy_from_slice(&delivery.session.0.to_le_bytes());
-        head[4..8].copy_from_slice(&block.first().0.to_le_bytes());
-        head[8..10].copy_from_slice(&block.count().to_le_bytes());
-        head[10..12].copy_from_slice(&flags.to_le_bytes());
-        head[16..].copy_from_slice(&delivery.time.to_le_bytes());
-        let taken = self.lane.try_push(0, &[&head, block.bytes()]).is_ok();
-        self.quiet &= !taken;
-        taken
+        let end = |block: &Block<'_>| block.first().plus(u32::from(block.count()));
+        let all_end = end(&delivery.block);
+        let tail = self.durable && blocks.clone().last().is_none_or(|b| end(&b) != all_end);
+        let blocks = blocks.chain(tail.then(|| Block::trusted(all_end, 0, &[])));
+        let Ok(mut entry) = self
+            .lane
+            .try_claim(blocks.clone().map(|b| HEAD + b.bytes().len()).sum())
+        else {
+            return false;
+        };
+        let mut at = 0;
+        for block in blocks {
+            let (head, bytes) = entry[at..].split_at_mut(HEAD);
+            head[..4].copy_from_slice(&delivery.session.0.to_le_bytes());
+            head[4..8].copy_from_slice(&block.first().0.to_le_bytes());
+            head[8..10].copy_from_slice(&block.count().to_le_bytes());
+            head[10..12].copy_from_slice(&flags.to_le_bytes());
+            // A block is part of a frame: its length fits.
+            head[12..16].copy_from_slice(&(block.bytes().len() as u32).to_le_bytes());
+            head[16..].copy_from_slice(&delivery.time.to_le_bytes());
+            bytes[..block.bytes().len()].copy_from_slice(block.bytes());
+            at += HEAD + block.bytes().len();
+        }
+        entry.commit();
+        self.quiet = false;
+        true
     }
 
     /// Wakes the sink if something was put in.
@@ -179,7 +204,7 @@ impl Writer {
             let mut result = Ok(());
             let taken = lane.drain(1024, |_, entry| {
                 if result.is_ok() {
-                    result = self.write_block(entry);
+                    result = self.write_entry(entry);
                 }
                 true
             });
@@ -233,10 +258,21 @@ impl Writer {
         Ok(())
     }
 
-    fn write_block(&mut self, entry: &[u8]) -> io::Result<()> {
-        let Some((head, bytes)) = entry.split_first_chunk::<HEAD>() else {
-            return Ok(());
-        };
+    /// Writes an entry of the lane: blocks, each behind its head.
+    fn write_entry(&mut self, mut entry: &[u8]) -> io::Result<()> {
+        while let Some((head, rest)) = entry.split_first_chunk::<HEAD>() {
+            let [.., m, n, o, p, _, _, _, _, _, _, _, _] = *head;
+            let length = u32::from_le_bytes([m, n, o, p]) as usize;
+            let Some((bytes, rest)) = rest.split_at_checked(length) else {
+                return Ok(());
+            };
+            self.write_block(head, bytes)?;
+            entry = rest;
+        }
+        Ok(())
+    }
+
+    fn write_block(&mut self, head: &[u8; HEAD], bytes: &[u8]) -> io::Result<()> {
         let [a, b, c, d, e, f, g, h, i, j, k, l, _, _, _, _, time @ ..] = *head;
         let session = Session(u32::from_le_bytes([a, b, c, d]));
         let first = Seq(u32::from_le_bytes([e, f, g, h]));
@@ -250,8 +286,8 @@ impl Writer {
                 subject: message.subject,
                 payload: message.payload,
             })?;
-            self.written = Some((session, seq));
         }
+        self.written = Some((session, first.plus(u32::from(block.count())).prev()));
         Ok(())
     }
 }

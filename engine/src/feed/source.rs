@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use seqcast_proto::wire::Message;
 use seqcast_ring::{Consumer, Doorbell, LaneError, Producer, lane};
 
 use super::Reader;
 use super::fifo::{self, Patient};
+use super::subject::{Router, Subjects};
 use crate::config::{AtEnd, Source as Config};
 
 /// Bytes of the lane between a source and its server.
@@ -19,24 +21,53 @@ const LANE: usize = 1 << 20;
 /// How long a full lane or a pace may keep a source from looking whether it shall stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A running source.
+/// What one stream gets of a running source.
 pub struct Source {
-    /// Where its messages arrive; an entry is a message without a subject.
+    /// Where its messages arrive; an entry's tag is the length of the subject in front.
     pub lane: Consumer,
     /// Rung after messages were taken out of the lane.
     pub room: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<io::Result<u64>>,
+    thread: Arc<Mutex<Thread>>,
+}
+
+/// The thread that reads, shared by all that it feeds.
+enum Thread {
+    Runs(JoinHandle<io::Result<()>>),
+    Ended(Result<(), (io::ErrorKind, String)>),
+}
+
+impl Thread {
+    /// Waits for the end; every caller learns how it was.
+    fn join(&mut self) -> io::Result<()> {
+        let before = std::mem::replace(self, Thread::Ended(Ok(())));
+        let result = match before {
+            Thread::Ended(result) => result,
+            Thread::Runs(thread) => match thread.join() {
+                Ok(result) => result.map_err(|e| (e.kind(), e.to_string())),
+                Err(_) => Err((io::ErrorKind::Other, "the source's thread panicked".into())),
+            },
+        };
+        *self = Thread::Ended(result.clone());
+        result.map_err(|(kind, text)| io::Error::new(kind, text))
+    }
 }
 
 impl Source {
-    /// Starts reading behind the first `skip` messages. `bell` is rung for each batch of messages;
-    /// `max` is the longest message that can be sent.
+    /// Starts reading for as many streams as `skip` has entries: each gets those messages that
+    /// `router` sends there, all without one, but not its first `skip`. `bell` is rung for each
+    /// message; `max` is the longest message, with its subject, that can be sent.
     ///
     /// # Errors
     /// When the file cannot be opened or the thread not started.
-    pub fn start(config: &Config, skip: u64, max: usize, bell: Arc<Doorbell>) -> io::Result<Source> {
-        let (producer, consumer) = lane(LANE);
+    pub fn start(
+        config: &Config,
+        router: Option<Router>,
+        skip: Vec<u64>,
+        max: usize,
+        bell: Arc<Doorbell>,
+    ) -> io::Result<Vec<Source>> {
+        let (producers, consumers): (Vec<_>, Vec<_>) = skip.iter().map(|_| lane(LANE)).unzip();
         let room = Arc::new(Doorbell::new()?);
         let stop = Arc::new(AtomicBool::new(false));
         let file = match &config.file {
@@ -45,7 +76,9 @@ impl Source {
         };
         let feeder = Feeder {
             config: config.clone(),
-            producer,
+            producers,
+            router,
+            skip,
             bell,
             room: Arc::clone(&room),
             stop: Arc::clone(&stop),
@@ -55,16 +88,18 @@ impl Source {
         };
         let thread = std::thread::Builder::new()
             .name("source".into())
-            .spawn(move || feeder.run(file, skip))?;
-        Ok(Source {
-            lane: consumer,
-            room,
-            stop,
-            thread,
-        })
+            .spawn(move || feeder.run(file))?;
+        let thread = Arc::new(Mutex::new(Thread::Runs(thread)));
+        let source = |lane| Source {
+            lane,
+            room: Arc::clone(&room),
+            stop: Arc::clone(&stop),
+            thread: Arc::clone(&thread),
+        };
+        Ok(consumers.into_iter().map(source).collect())
     }
 
-    /// Asks the source to stop reading; what it has read still arrives.
+    /// Asks the source to stop reading, for all its streams; what it has read still arrives.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.room.ring();
@@ -76,17 +111,15 @@ impl Source {
         self.lane.is_finished()
     }
 
-    /// Waits for the end of the source's thread; how many messages it read.
+    /// Stops the source and waits for the end of its thread.
     ///
     /// # Errors
-    /// What stopped it.
-    pub fn join(self) -> io::Result<u64> {
+    /// What stopped it before.
+    pub fn join(self) -> io::Result<()> {
         self.stop();
         drop(self.lane);
-        match self.thread.join() {
-            Ok(result) => result,
-            Err(_) => Err(io::Error::other("the source's thread panicked")),
-        }
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.join()
     }
 }
 
@@ -94,9 +127,17 @@ fn named(what: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("source {what}: {error}"))
 }
 
+fn refused(number: u64, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("message {number}: {why}"))
+}
+
 struct Feeder {
     config: Config,
-    producer: Producer,
+    /// One for each stream.
+    producers: Vec<Producer>,
+    router: Option<Router>,
+    /// Messages that each stream still has from an earlier run.
+    skip: Vec<u64>,
     bell: Arc<Doorbell>,
     room: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
@@ -106,16 +147,16 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn run(mut self, file: Option<File>, skip: u64) -> io::Result<u64> {
-        let result = self.read_all(file, skip);
-        // The server must notice that nothing more comes.
-        let (bell, sent) = (Arc::clone(&self.bell), self.sent);
+    fn run(mut self, file: Option<File>) -> io::Result<()> {
+        let result = self.read_all(file);
+        // The servers must notice that nothing more comes.
+        let bell = Arc::clone(&self.bell);
         drop(self);
         bell.ring();
-        result.map(|()| sent)
+        result
     }
 
-    fn read_all(&mut self, file: Option<File>, skip: u64) -> io::Result<()> {
+    fn read_all(&mut self, file: Option<File>) -> io::Result<()> {
         self.start = Instant::now();
         let stop = Arc::clone(&self.stop);
         if let Some(file) = file {
@@ -124,19 +165,16 @@ impl Feeder {
                 .file
                 .as_ref()
                 .map_or_else(String::new, |p| p.display().to_string());
-            return self.feed(file, skip).map_err(|e| named(&name, e));
+            return self.feed(file).map_err(|e| named(&name, e));
         }
         let Some(path) = self.config.fifo.clone() else {
             // The descriptor itself: the standard library's buffer would hide bytes from `poll`.
             let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-            return self
-                .feed(Patient { file, stop: &stop }, 0)
-                .map_err(|e| named("stdin", e));
+            return self.feed(Patient { file, stop: &stop }).map_err(|e| named("stdin", e));
         };
         let name = path.display().to_string();
         while let Some(file) = fifo::open_read(&path, &stop).map_err(|e| named(&name, e))? {
-            self.feed(Patient { file, stop: &stop }, 0)
-                .map_err(|e| named(&name, e))?;
+            self.feed(Patient { file, stop: &stop }).map_err(|e| named(&name, e))?;
             if self.config.at_end == AtEnd::Close || stop.load(Ordering::Relaxed) {
                 break;
             }
@@ -144,28 +182,36 @@ impl Feeder {
         Ok(())
     }
 
-    fn feed(&mut self, from: impl Read, skip: u64) -> io::Result<()> {
+    fn feed(&mut self, from: impl Read) -> io::Result<()> {
         let mut reader = Reader::new(self.config.format, from)?;
-        for _ in 0..skip {
-            if reader.next_message()?.is_none() {
-                break;
-            }
-        }
-        let mut number = skip;
-        while let Some(message) = reader.next_message()? {
+        let mut subjects = Subjects::new(&self.config);
+        let mut number = 0_u64;
+        while let Some(read) = reader.next_message()? {
             number += 1;
-            if message.len() > self.max {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!(
-                        "message {number} has {} bytes; one frame of this link carries at most {}: raise the MTU or split it",
-                        message.len(),
+            let message = subjects.split(read).map_err(|why| refused(number, &why))?;
+            let stream = match &mut self.router {
+                None => 0,
+                Some(router) => router.stream_of(message.subject).ok_or_else(|| {
+                    let subject = String::from_utf8_lossy(message.subject);
+                    refused(number, &format!("no [[route]] takes its subject {subject:?}: add one, or one without `subjects` for all that is left"))
+                })?,
+            };
+            if self.skip[stream] > 0 {
+                self.skip[stream] -= 1;
+                continue;
+            }
+            let length = message.subject.len() + message.payload.len();
+            if length > self.max {
+                return Err(refused(
+                    number,
+                    &format!(
+                        "{length} bytes with its subject; one frame of this link carries at most {}: raise the MTU or split it",
                         self.max
                     ),
                 ));
             }
             self.pace();
-            if !Self::push(&mut self.producer, &self.room, &self.stop, message) {
+            if !Self::push(&mut self.producers[stream], &self.room, &self.stop, &message) {
                 return Ok(());
             }
             self.sent += 1;
@@ -188,19 +234,21 @@ impl Feeder {
     }
 
     /// Puts a message into the lane, waiting for room. False when the source shall stop.
-    fn push(producer: &mut Producer, room: &Doorbell, stop: &AtomicBool, message: &[u8]) -> bool {
+    fn push(producer: &mut Producer, room: &Doorbell, stop: &AtomicBool, message: &Message<'_>) -> bool {
+        let tag = message.subject.len() as u32;
+        let parts = [message.subject, message.payload];
         loop {
             if stop.load(Ordering::Relaxed) || producer.is_closed() {
                 return false;
             }
-            match producer.try_push(0, &[message]) {
+            match producer.try_push(tag, &parts) {
                 Ok(()) => return true,
                 // The length was checked: a lane takes far more than a frame.
                 Err(LaneError::TooLarge) => return false,
                 Err(LaneError::Full) => {}
             }
             room.arm();
-            let pushed = producer.try_push(0, &[message]).is_ok();
+            let pushed = producer.try_push(tag, &parts).is_ok();
             if !pushed {
                 room.wait(LOOK);
             }

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::link::{Datagram, Link};
 use crate::report::{CycleReport, Report};
 
+mod filter;
 mod idle;
 mod outbox;
 mod roles;
@@ -29,7 +30,7 @@ mod window;
 
 use idle::{IdleState, Rest};
 use outbox::{Frame, Local, Out};
-use roles::{Feed, Publish, Record, Setting, Subscribe};
+use roles::{Feed, Publish, Record, Setting, Subscribe, start_sources};
 
 /// Frames taken from the link in one turn.
 const RECEIVE_BATCH: usize = 64;
@@ -117,11 +118,14 @@ impl<L: Link> Node<L> {
             .iter()
             .map(|c| Record::open(c, &setting))
             .collect::<Result<Vec<_>>>()?;
-        let subscribe = config
-            .subscribe
-            .iter()
-            .map(|c| Subscribe::open(c, &setting, take(&mut programs.handlers, c.stream)))
-            .collect::<Result<Vec<_>>>()?;
+        let mut subscribe: Vec<Subscribe<L::Frame>> = Vec::with_capacity(config.subscribe.len());
+        let mut before = None;
+        for one in &config.subscribe {
+            let same_table = before.replace(one.table) == Some(one.table);
+            let shared = subscribe.last().filter(|_| same_table).and_then(Subscribe::sink);
+            let handler = take(&mut programs.handlers, one.stream);
+            subscribe.push(Subscribe::open(one, &setting, handler, shared)?);
+        }
         let mut groups: Vec<SocketAddrV4> = record.iter().map(Record::group).collect();
         groups.extend(subscribe.iter().map(Subscribe::group));
         // Servers listen as well, for another server on their stream.
@@ -132,11 +136,12 @@ impl<L: Link> Node<L> {
         for group in &joined {
             link.join(*group).with_context(|| format!("cannot join {group}"))?;
         }
-        let publish = config
+        let mut publish = config
             .publish
             .iter()
             .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
             .collect::<Result<Vec<_>>>()?;
+        start_sources(config, &mut publish, &setting)?;
         groups.retain(|g| publish.iter().any(|p| p.group() == *g));
         Ok(Node {
             name: config.engine.name.clone(),
@@ -364,13 +369,14 @@ impl<L: Link> Node<L> {
         let received = self.stopping || self.subscribe.iter().all(Subscribe::finished);
         let recorded = self.stopping || self.record.iter().all(Record::finished);
         let done = published && received && recorded;
-        // A source that broke off ends the engine, once its stream has been ended in order.
+        // A source that broke off ends the engine, once its streams have been ended in order.
+        let is_at_work = |table| self.publish.iter().any(|p| p.table() == table && !p.finished(now));
         let broken = self
             .publish
-            .iter_mut()
-            .filter(|p| p.finished(now))
-            .find_map(Publish::take_error);
-        broken.map_or(Ok(done), Err)
+            .iter()
+            .position(|p| p.is_broken() && !is_at_work(p.table()));
+        let error = broken.and_then(|at| self.publish[at].take_error());
+        error.map_or(Ok(done), Err)
     }
 
     fn sleep(&mut self, now: Now, longest: Duration) -> Result<()> {

@@ -1,6 +1,8 @@
 //! The parts that an engine plays: the protocol's state machines joined to logs and feeds.
 
+use std::cell::RefCell;
 use std::net::SocketAddrV4;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +20,14 @@ use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
 
+use super::filter::{Filter, Wanted};
 use super::outbox::{Frame, Out};
 use super::store::{Keep, Recorder, Retention};
 use super::window::Window;
 use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
 use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
+use crate::feed::subject::Router;
 use crate::link::Link;
 use crate::report::{ArchiveReport, Latency, PublicationReport, SubscriptionReport};
 use crate::stream_id;
@@ -89,7 +93,7 @@ impl Feed {
     /// Waits for the source's thread; what stopped it.
     fn join(self) -> std::io::Result<()> {
         match self {
-            Feed::Thread(source) => source.join().map(|_| ()),
+            Feed::Thread(source) => source.join(),
             Feed::Lane(_) | Feed::Pull(_) => Ok(()),
         }
     }
@@ -134,6 +138,8 @@ pub(super) struct Publish {
     name: String,
     server: Server,
     store: Keep,
+    /// The table of the configuration.
+    table: usize,
     /// Gone once it has ended.
     source: Option<Feed>,
     at_end: AtEnd,
@@ -153,9 +159,8 @@ pub(super) struct Publish {
 }
 
 impl Publish {
-    /// Opens the server's log, a new session, and the source.
-    ///
-    /// `program` is what a program in this process feeds the stream with, if one does.
+    /// Opens the server's log and a new session. The source is started by [`start_sources`] unless
+    /// `program` feeds the stream.
     pub(super) fn open(config: &config::Publish, with: &Setting<'_>, program: Option<Feed>) -> Result<Publish> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[publish]] {}", config.stream);
@@ -207,27 +212,20 @@ impl Publish {
         let server = Server::open(server_config, session, &inherited, with.now.mono, &mut store)
             .map_err(|_| anyhow::anyhow!("cannot open session {session}"))
             .with_context(what)?;
-        let source = match program {
-            Some(feed) => feed,
-            None if config.source.program => {
-                bail!(
-                    "{}: `source = {{ program = true }}`, but no program feeds this stream",
-                    what()
-                )
-            }
-            None => {
-                let max = max_message(with.max_frame);
-                let source = Source::start(&config.source, resumed_at, max, Arc::clone(&with.bell));
-                Feed::Thread(source.with_context(what)?)
-            }
-        };
+        if config.source.program && program.is_none() {
+            bail!(
+                "{}: `source = {{ program = true }}`, but no program feeds this stream",
+                what()
+            )
+        }
         Ok(Publish {
             group: config.stream,
             stream,
             name: with.name.into(),
             server,
             store,
-            source: Some(source),
+            table: config.table,
+            source: program,
             at_end: config.source.at_end,
             retry_at: with.now.mono + wait,
             resumed_at,
@@ -238,6 +236,10 @@ impl Publish {
             rival: None,
             failed: false,
         })
+    }
+
+    pub(super) fn table(&self) -> usize {
+        self.table
     }
 
     pub(super) fn stream(&self) -> Stream {
@@ -348,6 +350,10 @@ impl Publish {
         self.broken = result.with_context(|| format!("[[publish]] {}", self.group)).err();
     }
 
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
     /// What broke the source off, if that happened.
     pub(super) fn take_error(&mut self) -> Option<anyhow::Error> {
         self.broken.take()
@@ -411,6 +417,27 @@ impl Publish {
     }
 }
 
+/// Starts the threads that feed `streams`, which were opened in the order of the configuration. The
+/// streams of one table share one.
+pub(super) fn start_sources(config: &config::Config, mut streams: &mut [Publish], with: &Setting<'_>) -> Result<()> {
+    for tables in config.publish.chunk_by(|a, b| a.table == b.table) {
+        let (these, later) = streams.split_at_mut(tables.len());
+        streams = later;
+        let Some(table) = tables.first().filter(|t| !t.source.program) else {
+            continue;
+        };
+        let router = table.routed.then(|| Router::new(&config.route));
+        let skip = these.iter().map(|p| p.resumed_at).collect();
+        let max = max_message(with.max_frame);
+        let sources = Source::start(&table.source, router, skip, max, Arc::clone(&with.bell))
+            .with_context(|| format!("[[publish]] {}", table.stream))?;
+        for (publish, source) in these.iter_mut().zip(sources) {
+            publish.source = Some(Feed::Thread(source));
+        }
+    }
+    Ok(())
+}
+
 /// A stream that is received.
 pub(super) struct Subscribe<F> {
     group: SocketAddrV4,
@@ -425,6 +452,8 @@ struct Outlet {
     name: String,
     group: SocketAddrV4,
     target: Target,
+    /// Without it every message is wanted.
+    filter: Option<Filter>,
     now: Now,
     bytes: u64,
     live: Histogram<u64>,
@@ -447,8 +476,8 @@ fn repair(group: SocketAddrV4, config: &config::Repair) -> RepairConfig {
 
 /// Who takes delivered messages.
 enum Target {
-    /// A thread of the engine that writes a file or a pipe.
-    Sink(Sink),
+    /// A thread of the engine that writes a file or a pipe, shared by the streams of one table.
+    Sink(Rc<RefCell<Sink>>),
     /// A handler in this process, which sees the bytes in the receive frame.
     Handler(Box<dyn Application>),
 }
@@ -462,19 +491,20 @@ fn histogram() -> Result<Histogram<u64>> {
 
 impl Application for Outlet {
     fn deliver(&mut self, delivery: &Delivery<'_>) -> bool {
-        let taken = match &mut self.target {
-            Target::Sink(sink) => sink.put(delivery),
-            Target::Handler(handler) => handler.deliver(delivery),
+        let taken = match (&mut self.target, &mut self.filter) {
+            (Target::Sink(sink), Some(filter)) => filter.put(delivery, &mut sink.borrow_mut()),
+            (Target::Sink(sink), None) => sink
+                .borrow_mut()
+                .put(delivery, std::iter::once(delivery.block))
+                .then(|| Wanted::all(&delivery.block)),
+            (Target::Handler(handler), _) => handler.deliver(delivery).then(|| Wanted::all(&delivery.block)),
         };
-        if !taken {
-            return false;
-        }
-        let messages = delivery.block.messages();
-        self.bytes += messages.map(|(_, m)| m.payload.len() as u64).sum::<u64>();
+        let Some(wanted) = taken else { return false };
+        self.bytes += wanted.bytes;
         let latency = self.now.wall.saturating_sub(delivery.time).clamp(1, LONGEST_LATENCY);
         let live = delivery.path == Path::Live && !delivery.waited;
         let histogram = if live { &mut self.live } else { &mut self.repaired };
-        histogram.saturating_record_n(latency, u64::from(delivery.block.count()));
+        histogram.saturating_record_n(latency, wanted.messages);
         true
     }
 
@@ -506,11 +536,13 @@ impl Application for Outlet {
 }
 
 impl<F: AsRef<[u8]>> Subscribe<F> {
-    /// Opens the sink, unless a handler in this process takes the messages.
+    /// Opens the sink, unless a handler in this process takes the messages, or a stream of the same
+    /// table has opened it: `shared`.
     pub(super) fn open(
         config: &config::Subscribe,
         with: &Setting<'_>,
         handler: Option<Box<dyn Application>>,
+        shared: Option<Rc<RefCell<Sink>>>,
     ) -> Result<Subscribe<F>> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[subscribe]] {}", config.stream);
@@ -520,21 +552,22 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             name,
             interval: Duration::from_millis(config.sync_ms),
         });
-        let target = match handler {
-            Some(handler) => Target::Handler(handler),
-            None if config.sink.program => {
+        let target = match (handler, shared) {
+            (Some(handler), _) => Target::Handler(handler),
+            (None, Some(sink)) => Target::Sink(sink),
+            (None, None) if config.sink.program => {
                 bail!(
                     "{}: `sink = {{ program = true }}`, but no handler takes this stream",
                     what()
                 )
             }
-            None => {
+            (None, None) => {
                 let sink = Sink::start(&config.sink, stream, durable.as_ref(), Arc::clone(&with.bell));
-                Target::Sink(sink.with_context(what)?)
+                Target::Sink(Rc::new(RefCell::new(sink.with_context(what)?)))
             }
         };
         let resume = match &target {
-            Target::Sink(sink) => sink.resume(),
+            Target::Sink(sink) => sink.borrow().resume(),
             Target::Handler(_) => None,
         };
         if let Some((session, seq)) = resume {
@@ -575,6 +608,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
                 name: name.into(),
                 group: config.stream,
                 target,
+                filter: config.subjects.as_deref().map(|p| Filter::new(p, with.max_frame)),
                 now: with.now,
                 bytes: 0,
                 live: histogram()?,
@@ -602,10 +636,18 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
         self.app.now = now;
         let due = self.client.poll(now, &mut self.app, out);
-        if let Target::Sink(sink) = &mut self.app.target {
-            sink.ring();
+        if let Target::Sink(sink) = &self.app.target {
+            sink.borrow_mut().ring();
         }
         due
+    }
+
+    /// The sink, for other streams of the same table.
+    pub(super) fn sink(&self) -> Option<Rc<RefCell<Sink>>> {
+        match &self.app.target {
+            Target::Sink(sink) => Some(Rc::clone(sink)),
+            Target::Handler(_) => None,
+        }
     }
 
     /// Whether the stream has ended, everything is delivered, and that is what was asked for.
@@ -614,16 +656,18 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     }
 
     pub(super) fn has_failed(&self) -> bool {
-        matches!(&self.app.target, Target::Sink(sink) if sink.has_failed())
+        matches!(&self.app.target, Target::Sink(sink) if sink.borrow().has_failed())
     }
 
     pub(super) fn report(&self) -> SubscriptionReport {
         let stats = self.client.stats();
+        let filtered = self.app.filter.as_ref().map_or(0, Filter::unwanted);
         SubscriptionReport {
             stream: self.group.to_string(),
             session: self.client.position().map_or(0, |(s, _)| s.0),
-            messages: stats.delivered,
+            messages: stats.delivered - filtered,
             bytes: self.app.bytes,
+            filtered,
             gaps: stats.gaps,
             repaired_archive: stats.repaired_archive,
             repaired_server: stats.repaired_server,
@@ -640,12 +684,14 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
         }
     }
 
-    /// Lets the sink write everything.
+    /// Lets the sink write everything, once no other stream has it any more.
     pub(super) fn close(self) -> Result<()> {
-        match self.app.target {
-            Target::Sink(sink) => sink.finish().with_context(|| format!("[[subscribe]] {}", self.group)),
-            Target::Handler(_) => Ok(()),
-        }
+        let last = match self.app.target {
+            Target::Sink(sink) => Rc::into_inner(sink).map(RefCell::into_inner),
+            Target::Handler(_) => None,
+        };
+        last.map_or(Ok(()), Sink::finish)
+            .with_context(|| format!("[[subscribe]] {}", self.group))
     }
 }
 
