@@ -122,6 +122,8 @@ impl Table {
         if let Some(log) = self.sessions.get_mut(&session.0) {
             log.end = Some(end);
         }
+        // As the production log, which closes a session on stable storage.
+        self.unsynced.retain(|u| u.0 != session.0);
         Ok(())
     }
 
@@ -522,9 +524,9 @@ impl ArchiveStore for Disk<Recorder> {
             Inner::Table(table) if synced && !table.unsynced.is_empty() => {
                 let unsynced = table.unsynced.iter().filter(|u| u.0 == session.0);
                 let mut held = Vec::new();
-                for (_, first) in unsynced.copied() {
+                for (_, first) in unsynced {
                     let log = table.sessions.get_mut(&session.0);
-                    held.extend(log.and_then(|l| l.records.remove_entry(&first)));
+                    held.extend(log.and_then(|l| l.records.remove_entry(first)));
                 }
                 table.stored(session, each);
                 if let Some(log) = table.sessions.get_mut(&session.0) {

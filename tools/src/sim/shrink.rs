@@ -45,6 +45,9 @@ fn candidate(plan: &Plan, at: usize) -> Option<Plan> {
     ways(plan).nth(at)
 }
 
+/// One thing taken away from a plan.
+type Edit = fn(&mut Plan);
+
 fn ways(plan: &Plan) -> impl Iterator<Item = Plan> + '_ {
     let edit = |change: &dyn Fn(&mut Plan)| {
         let mut smaller = plan.clone();
@@ -67,7 +70,7 @@ fn ways(plan: &Plan) -> impl Iterator<Item = Plan> + '_ {
             })
         })
         .into_iter();
-    let settings: [(bool, fn(&mut Plan)); 17] = [
+    let settings: [(bool, Edit); 17] = [
         (plan.messages > 1, |p| p.messages /= 2),
         (plan.messages > 1, |p| p.messages -= (p.messages / 8).max(1)),
         (plan.net.loss > 0, |p| p.net.loss = 0),
