@@ -155,6 +155,8 @@ impl<F> Hold<F> {
 
     /// Lets go of everything.
     pub fn clear(&mut self) {
+        // The next session counts from 1 again.
+        self.top = Seq(0);
         if self.is_empty() {
             return;
         }
@@ -187,6 +189,18 @@ mod tests {
         assert!(hold.put(range(5, 5), 5).is_ok());
         assert_eq!(hold.evict_beyond(Seq(8), Seq(5)), Some(range(20, 5)));
         assert_eq!(hold.len(), 2);
+    }
+
+    #[test]
+    fn numbers_of_the_last_session_are_forgotten() {
+        let mut hold = Hold::new(64, 2);
+        hold.put(range(130, 10), 130).unwrap();
+        hold.drop_range(range(130, 10));
+        hold.clear();
+        hold.put(range(5, 10), 5).unwrap();
+        assert_eq!(hold.top(Seq(1)), Some(Seq(14)));
+        assert_eq!(hold.evict_beyond(Seq(20), Seq(1)), None);
+        assert_eq!(hold.evict_beyond(Seq(2), Seq(1)), Some(range(5, 10)));
     }
 
     #[test]
