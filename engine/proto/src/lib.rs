@@ -10,12 +10,28 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+/// Whether a test has planted a bug here; `false` in every product.
+#[cfg(feature = "mutations")]
+macro_rules! planted {
+    ($bug:ident) => {
+        crate::mutations::is_planted(crate::mutations::Bug::$bug)
+    };
+}
+#[cfg(not(feature = "mutations"))]
+macro_rules! planted {
+    ($bug:ident) => {
+        false
+    };
+}
+
 pub mod archiver;
 pub mod client;
 pub mod gaps;
 pub mod hold;
 pub mod io;
 pub mod limit;
+#[cfg(feature = "mutations")]
+pub mod mutations;
 pub mod ranges;
 pub mod responder;
 pub mod rng;

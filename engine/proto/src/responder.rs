@@ -261,6 +261,7 @@ impl Responder {
             sent += 1;
             turn += 1;
             match rest {
+                None if planted!(RepeatAnswer) => {}
                 None => {
                     self.jobs.pop_front();
                     turn = 0;
@@ -301,7 +302,12 @@ impl Responder {
         let (reason, upto) = match store.look_up(session, range.first) {
             Lookup::Found(record) => match record.block.part(range, room) {
                 Some(part) => {
-                    let stamp = self.stamp(session, part.first(), record.time);
+                    let number = if planted!(WrongAnswer) {
+                        part.first().next()
+                    } else {
+                        part.first()
+                    };
+                    let stamp = self.stamp(session, number, record.time);
                     if !out.send(to, |buf| stamp.block(buf, Kind::Repair, &part)) {
                         return Step::NoBuffer;
                     }

@@ -382,7 +382,8 @@ impl Server {
                 return Err(Blocked::Rate(bucket.opens_at()));
             }
         }
-        if self.config.unacknowledged_max > 0 && self.unacknowledged() >= self.config.unacknowledged_max {
+        let most = self.config.unacknowledged_max;
+        if most > 0 && self.unacknowledged() >= most && !planted!(IgnoreLimit) {
             return Err(Blocked::Unacknowledged);
         }
         let max = out.max_frame();
@@ -402,6 +403,14 @@ impl Server {
             time: now.wall,
             flags: 0,
             origin: self.config.origin,
+        };
+        let stamp = if planted!(ReuseSession) && self.stats.rolls > 0 {
+            Stamp {
+                session: current.previous,
+                ..stamp
+            }
+        } else {
+            stamp
         };
         let (stats, pending) = (&mut self.stats, &mut self.pending);
         let mut result = Ok(0);
@@ -429,13 +438,16 @@ impl Server {
             if count == 0 {
                 return 0;
             }
-            stamp.write(buf, Kind::Data, count);
+            stamp.write(buf, Kind::Data, count + u16::from(planted!(WrongCount)));
             let block = Block::trusted(first, count, &buf[HEADER..len]);
             // Kept before it is sent: after a crash the store knows all that was on the wire.
             let refused = store.append(session, &Record { block, time: now.wall });
             result = refused.map(|()| count);
             if refused == Err(Refused::Full) {
                 result = Ok(count);
+                if planted!(SendUnkept) {
+                    return len;
+                }
                 *pending = Some(Pending {
                     first,
                     frame: buf[..len].to_vec(),
@@ -714,7 +726,8 @@ impl Server {
         for set in &mut kept.acked {
             set.remove_below(floor);
         }
-        store.release_below(kept.session, floor);
+        let released = if planted!(ReleaseEarly) { floor.next() } else { floor };
+        store.release_below(kept.session, released);
         self.sweep(store);
     }
 
@@ -756,7 +769,11 @@ impl Server {
             stream: self.config.stream,
             session: current.session,
             // What is not kept yet has not been on the wire either.
-            sequence: self.pending.as_ref().map_or(current.next, |p| p.first),
+            sequence: match &self.pending {
+                _ if planted!(HideTail) => current.next.prev().max(Seq::FIRST),
+                Some(pending) => pending.first,
+                None => current.next,
+            },
             time: now.wall,
             flags: if self.config.archives > 0 { flags::ARCHIVED } else { 0 },
             origin: self.config.origin,
