@@ -434,14 +434,20 @@ impl<F: AsRef<[u8]>> Client<F> {
         if self.config.order == Order::Arrival {
             return self.deliver_now(now, range, frame, app);
         }
-        let is_next = wanted.first == self.cursor.next && self.hold.get(self.cursor.next).is_none();
+        let is_next =
+            (wanted.first == self.cursor.next || planted!(SkipGap)) && self.hold.get(self.cursor.next).is_none();
         if is_next && !self.cursor.blocked && self.cursor.offer(frame.as_ref(), wanted, false, app) {
             self.cursor.stats.duplicates += u64::from(self.cursor.next.since(range.first));
             if !self.gaps.is_empty() {
                 self.gaps.found(range, now.mono);
             }
-            self.advance(range.last);
-            if !self.hold.is_empty() || !self.lost.is_empty() {
+            let last = if planted!(DeliverTwice) {
+                range.last.prev()
+            } else {
+                range.last
+            };
+            self.advance(last);
+            if (!self.hold.is_empty() || !self.lost.is_empty()) && !planted!(ForgetHeld) {
                 self.drain(app);
             }
             return;
@@ -496,6 +502,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         if let Some(r) = run {
             self.gaps.miss(r, now.mono);
         }
+        self.gaps.turned_away(range, now.mono);
         self.cursor.stats.overruns += u64::from(absent > 0);
         self.cursor.stats.duplicates += u64::from(range.len() - absent);
     }

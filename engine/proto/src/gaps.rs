@@ -149,6 +149,9 @@ impl Parties {
 
     /// Whether everyone who could have a number has refused it for good.
     fn all_refuse(&self, refused_by: u16) -> bool {
+        if planted!(TrustOneRefusal) && refused_by != 0 {
+            return true;
+        }
         let all: u16 = self.places().map(|(i, _)| 1 << i).sum();
         let archives_done = if all == 0 {
             !self.archived
@@ -372,6 +375,16 @@ impl Gaps {
         found
     }
 
+    /// Notes that `range` came and could not be taken: it is still missing, but not lost.
+    pub fn turned_away(&mut self, range: SeqRange, now: Nanos) {
+        let mut at = self.list.partition_point(|g| g.range.last < range.first);
+        while let Some(part) = self.list.get(at).and_then(|g| g.range.intersect(range)) {
+            let Some(alone) = self.isolate(at, part) else { return };
+            self.list[alone].born = now;
+            at = alone + 1;
+        }
+    }
+
     /// Forgets what is missing below `seq`.
     pub fn forget_below(&mut self, seq: Seq) {
         let gone = self.list.partition_point(|g| g.range.last < seq);
@@ -411,7 +424,11 @@ impl Gaps {
             let Some(alone) = self.isolate(at, part) else { return };
             let gap = &mut self.list[alone];
             at = alone + 1;
-            if reason.is_final() {
+            if reason.is_final() && by_server && gap.refused_by & REFUSED_BY_SERVER == 0 {
+                // A server lets go of what archives have stored: one that did not know it when it
+                // was asked may have it by now. Their word counts from here on.
+                gap.refused_by = REFUSED_BY_SERVER;
+            } else if reason.is_final() {
                 gap.refused_by |= bit;
             }
             // An answer of a party that was not asked last changes no timer.
@@ -521,6 +538,11 @@ impl Gaps {
             .map(|g| g.due)
             .min()
             .unwrap_or(Nanos::MAX);
+        // Room that comes in less than half windows is enough in time: there may be no more of it
+        // before this gap is closed.
+        if let Some(HeldBack::Horizon(_)) = self.held_back {
+            self.next_due = self.next_due.min(now.mono + timeout);
+        }
     }
 
     fn send_batch(&mut self, now: Now, stamp: Stamp, out: &mut impl Outbox) {
