@@ -104,6 +104,8 @@ struct Recording {
     have: RangeSet,
     /// One past the highest number known to exist.
     horizon: Seq,
+    /// The server has said all that it knows of the sessions before and after.
+    traced: bool,
     /// The lowest number that the server still held when it was last heard.
     oldest: Option<Seq>,
     end: Option<End>,
@@ -120,6 +122,11 @@ const MAX_STORED_RANGES: usize = 4096;
 const ACKS_AT_ONCE: usize = 8;
 /// Repair ranges that wait at most.
 const REPAIR_JOBS: usize = 1024;
+/// Older sessions about which the server is asked with each heartbeat.
+const TRACED_AT_ONCE: usize = 4;
+/// A server names the archives that it has heard. After this long without a name there is no other
+/// archive, and what the server lacks, nobody has.
+const ALONE: Nanos = 5 * SECONDS;
 
 /// The state machine.
 #[derive(Debug)]
@@ -128,6 +135,8 @@ pub struct Archiver {
     /// Ascending by session.
     recordings: Vec<Recording>,
     parties: Parties,
+    /// Since when heartbeats have named no other archive.
+    alone_since: Option<Nanos>,
     responder: Responder,
     /// Frames stored since the last acknowledgement.
     unacked: u32,
@@ -143,7 +152,9 @@ impl Archiver {
     pub fn new<S: ArchiveStore>(config: ArchiverConfig, now: Nanos, store: &mut S) -> Archiver {
         let mut archiver = Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
-            parties: Parties::new(false),
+            // There may be another archive until heartbeats have named none for long enough.
+            parties: Parties::new(true),
+            alone_since: None,
             responder: Responder::new(config.stream, config.origin, false, config.repair, REPAIR_JOBS),
             unacked: 0,
             ack_due: now,
@@ -161,6 +172,11 @@ impl Archiver {
             recording.end = store.end_of(session);
             if let Some(end) = recording.end {
                 recording.horizon = recording.horizon.max(end.last.next());
+                // Nothing more will be heard of it, so its holes are asked for now.
+                if let Some(all) = SeqRange::new(Seq::FIRST, end.last) {
+                    let Recording { have, gaps, .. } = &mut recording;
+                    have.absent(all, |r| gaps.miss(r, now));
+                }
             }
             archiver.recordings.push(recording);
         }
@@ -175,6 +191,7 @@ impl Archiver {
             opened: false,
             have: RangeSet::new(MAX_STORED_RANGES),
             horizon: Seq::FIRST,
+            traced: false,
             oldest: None,
             end: None,
             gaps: Gaps::new(self.config.gaps, self.config.seed ^ u64::from(session.0)),
@@ -237,6 +254,7 @@ impl Archiver {
             Body::Heartbeat(body, endpoints) => {
                 if let Some(at) = self.recording_of(header, store) {
                     self.on_heartbeat(now, at, header, body, endpoints, store);
+                    self.trace(now, out);
                 }
             }
             Body::End(body) => {
@@ -246,6 +264,10 @@ impl Archiver {
                 };
                 if let Some(at) = self.recordings.iter().position(|r| r.session == session) {
                     self.set_end(now.mono, at, end, store);
+                    if header.has(flags::FROM_SERVER) {
+                        let previous = Session(body.previous_session.get());
+                        self.on_neighbours(session, previous, end.next);
+                    }
                 }
             }
             Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && from != self.config.local => {
@@ -363,7 +385,16 @@ impl Archiver {
     ) {
         let local = self.config.local;
         let archives = endpoints.iter().filter(|e| e.is(Role::Archive)).map(Endpoint::addr);
-        if self.parties.set_archives(archives.filter(|a| *a != local)) {
+        let others = archives.filter(|a| *a != local);
+        if others.clone().next().is_some() {
+            self.alone_since = None;
+        }
+        let alone_since = match self.alone_since {
+            None if others.clone().next().is_none() => *self.alone_since.insert(now.mono),
+            since => since.unwrap_or(now.mono),
+        };
+        self.parties.archived = header.has(flags::ARCHIVED) && now.mono.saturating_sub(alone_since) < ALONE;
+        if self.parties.set_archives(others) {
             for recording in &mut self.recordings {
                 recording.gaps.archives_changed();
             }
@@ -430,6 +461,53 @@ impl Archiver {
         self.set_end(now, at, end, store);
     }
 
+    /// The server says what came before and after a session.
+    fn on_neighbours(&mut self, session: Session, previous: Session, next: Session) {
+        let Some(at) = self.recordings.iter().position(|r| r.session == session) else {
+            return;
+        };
+        let recording = &mut self.recordings[at];
+        recording.traced = true;
+        if previous < session && previous != Session::NONE {
+            recording.previous = previous;
+        }
+        let newest = self.recordings.last().map_or(Session::NONE, |r| r.session);
+        for missed in [previous, next] {
+            let known = missed == Session::NONE || self.recordings.iter().any(|r| r.session == missed);
+            if !known && missed < newest && self.recordings.len() < MAX_RECORDINGS {
+                let mut recording = self.new_recording(missed, Session::NONE);
+                recording.oldest = Some(Seq::FIRST);
+                self.add(recording);
+            }
+        }
+    }
+
+    /// Asks the server about older sessions of which it has not told the neighbours: whole sessions
+    /// may have passed while this archive was away, and their server keeps them until it asks.
+    fn trace(&self, now: Now, out: &mut impl Outbox) {
+        let Some(server) = self.parties.server else { return };
+        let older = self.recordings.split_last().map_or(&[][..], |(_, older)| older);
+        for recording in older.iter().rev().filter(|r| !r.traced).take(TRACED_AT_ONCE) {
+            let last = recording.end.map_or(Seq(0), |e| e.last).next();
+            let beyond = SeqRange::new(recording.horizon.max(last), recording.horizon.max(last));
+            let stamp = Stamp {
+                time: now.wall,
+                flags: flags::ASK_SERVER,
+                ..nak_stamp(self.config.stream, recording.session, self.config.origin)
+            };
+            // One that is not sent now comes with the next heartbeat.
+            out.send(server, |buf| stamp.ranges(buf, Kind::Nak, beyond));
+        }
+    }
+
+    /// Whether it is settled which session came before that at `at`, as far as anyone knows.
+    fn is_linked(&self, at: usize) -> bool {
+        let recording = &self.recordings[at];
+        // Of the newest the heartbeats say it.
+        let newest = at + 1 == self.recordings.len() && recording.oldest.is_some();
+        recording.traced || newest
+    }
+
     /// Older sessions whose end no server has told: the newest server is asked, and when it does
     /// not know, they end with what is known of them.
     fn close_forgotten(&mut self, now: Nanos, store: &mut impl ArchiveStore) {
@@ -437,10 +515,12 @@ impl Archiver {
             if self.recordings[at].end.is_some_and(|e| e.next != Session::NONE) {
                 continue;
             }
-            let follower = self.recordings[at + 1].session;
+            let (follower, linked) = (self.recordings[at + 1].session, self.is_linked(at + 1));
             let recording = &mut self.recordings[at];
             if let Some(end) = recording.end {
-                self.set_end(now, at, End { next: follower, ..end }, store);
+                if linked {
+                    self.set_end(now, at, End { next: follower, ..end }, store);
+                }
             } else if recording.gaps.is_empty() {
                 let beyond = SeqRange {
                     first: recording.horizon,
@@ -494,6 +574,8 @@ impl Archiver {
             return;
         };
         for (range, reason, retry_ms) in refusals.iter() {
+            let beyond = recording.horizon.max(recording.end.map_or(Seq(0), |e| e.last).next());
+            recording.traced |= by_server && reason.is_final() && range.contains(beyond);
             recording
                 .gaps
                 .refused(range, from, by_server, (reason, retry_ms), &self.parties, now);
@@ -535,7 +617,10 @@ impl Archiver {
             }
         }
         let beyond = range.last >= recording.horizon && recording.end.is_none();
-        if beyond && let Some(follower) = self.recordings.get(at + 1).map(|r| r.session) {
+        if beyond
+            && let Some(follower) = self.recordings.get(at + 1).map(|r| r.session)
+            && self.is_linked(at + 1)
+        {
             let end = End {
                 last: self.recordings[at].horizon.prev(),
                 next: follower,
@@ -552,6 +637,7 @@ impl Archiver {
         self.ack_due = self.repeat_due;
         let Some(server) = self.parties.server else { return };
         self.unacked = 0;
+        let newest = self.recordings.last().map_or(Session::NONE, |r| r.session);
         for recording in self.recordings.iter_mut().filter(|r| r.dirty) {
             recording.dirty = false;
             let stamp = Stamp {
@@ -562,8 +648,12 @@ impl Archiver {
                 flags: if self.config.synced { flags::SYNCED } else { 0 },
                 origin: self.config.origin,
             };
-            // What the server has dropped long ago needs no further word.
-            let from = recording.oldest.unwrap_or(Seq::FIRST);
+            // What the server has dropped long ago needs no further word. Of an older session this is
+            // another server, whose log may still hold what the last one was about to drop.
+            let from = recording
+                .oldest
+                .filter(|_| recording.session == newest)
+                .unwrap_or(Seq::FIRST);
             let mut ranges = [SeqRange {
                 first: Seq::FIRST,
                 last: Seq::FIRST,
@@ -575,7 +665,7 @@ impl Archiver {
                     count += 1;
                 }
             };
-            if self.config.synced {
+            if self.config.synced && !planted!(AckUnsynced) {
                 let mut synced = 0;
                 store.stored(recording.session, true, &mut |r| {
                     synced += u64::from(r.len());
@@ -643,7 +733,7 @@ impl Recording {
         };
         self.have.insert(range).map_err(|_| Refused::Full)?;
         let kept = store.append(self.session, &Record { block, time }, received);
-        if kept.is_err() {
+        if kept.is_err() && !planted!(AckUnstored) {
             self.have.remove(range);
         }
         kept

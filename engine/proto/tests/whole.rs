@@ -506,3 +506,49 @@ fn a_second_server_under_the_same_identity_is_refused_and_named() {
     world.check_client(0, 0);
     assert_eq!(world.clients[0].client.stats().foreign, 1);
 }
+
+#[test]
+fn an_archive_that_was_away_for_several_sessions_gets_them_all() {
+    for seed in seeds() {
+        let mut world = World::new(seed, BAD, 2000);
+        world.start_archive();
+        world.add_client(Start::Session);
+        world.start_server();
+        world.run_until("some", 20 * SECONDS, |w| w.source.next >= 200);
+        world.archive = None;
+        for at in [500, 900, 1300, 1700] {
+            world.run_until("running", 60 * SECONDS, |w| w.source.next >= at);
+            world.server = None;
+            world.start_server();
+        }
+        world.start_archive();
+        world.run_until("delivery", 60 * SECONDS, |w| w.everyone_has(2000));
+        world.check_client(0, 0);
+        world.run_until("the archive has filled itself", 30 * SECONDS, |w| {
+            w.server.as_ref().unwrap().unacknowledged() == 0
+        });
+        assert_eq!(world.archive_disk.messages().len(), 2000);
+    }
+}
+
+#[test]
+fn an_archive_that_restarts_fills_the_holes_of_ended_sessions() {
+    for seed in seeds() {
+        let mut world = World::new(seed, BAD, 1500);
+        world.start_archive();
+        world.start_server();
+        world.run_until("some", 20 * SECONDS, |w| w.source.next >= 1000);
+        world.server = None;
+        world.start_server();
+        // Long enough to hear how the session ended, too short to fill its holes.
+        for _ in 0..50 {
+            world.step(1);
+            world.archive = None;
+            world.start_archive();
+        }
+        world.run_until("the archive has filled itself", 60 * SECONDS, |w| {
+            w.all_published() && w.server.as_ref().unwrap().unacknowledged() == 0
+        });
+        assert_eq!(world.archive_disk.messages().len(), 1500);
+    }
+}
