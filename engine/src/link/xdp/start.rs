@@ -22,6 +22,8 @@ const BUSY_FOR: Duration = Duration::from_secs(2);
 const PORT_BUSY_FOR: Duration = Duration::from_millis(200);
 /// Bytes of IP packet that the protocol's control frames may fill, as every IPv4 host must take.
 const LEAST_MTU: usize = 576;
+/// How long the frames of a refused bind may count as locked memory: the kernel lets go of them later.
+const FREED_WITHIN: Duration = Duration::from_millis(500);
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 
 /// The configured losses, as the filter takes them.
@@ -140,16 +142,19 @@ pub(super) fn bind(config: &XdpConfig, mtu: u32, mode: Mode) -> io::Result<(Vec<
         Bind::Auto | Bind::ZeroCopy => match bind_zero_copy(config, mtu) {
             Ok(bound) => return Ok(bound),
             Err(error) => match error.raw_os_error() {
-                Some(libc::EPERM | libc::EBUSY | libc::ENOBUFS | libc::ENOMEM) => return Err(explain(config, error)),
+                Some(libc::EPERM | libc::EBUSY) => return Err(explain(config, error)),
                 _ if config.bind == Bind::ZeroCopy => return Err(explain(config, error)),
                 _ => Some(format!("zero-copy refused: {error}")),
             },
         },
     };
-    Ok((
-        bind_all(config, false).map_err(|error| explain(config, error))?,
-        refused,
-    ))
+    let limit = if refused.is_some() {
+        FREED_WITHIN
+    } else {
+        Duration::ZERO
+    };
+    let bound = retry(libc::ENOBUFS, limit, || bind_all(config, false));
+    Ok((bound.map_err(|error| explain(config, error))?, refused))
 }
 
 fn bind_zero_copy(config: &XdpConfig, mtu: u32) -> io::Result<(Vec<Queue>, Option<String>)> {
