@@ -433,6 +433,13 @@ impl Archiver {
         let previous = Session(body.previous_session.get());
         if let Some(previous) = previous.known().filter(|p| *p < session) {
             recording.previous = previous;
+            if let Some(before) = self.recordings.iter_mut().find(|r| r.session == previous)
+                && before.end.is_none()
+                && before.server_origin != header.origin.get()
+            {
+                // Another run of the server: its log may hold again what the last one had let go of.
+                before.oldest = None;
+            }
             self.on_previous(now.mono, session, previous, Seq(body.previous_last.get()), store);
         }
         self.close_forgotten(now.mono, store);

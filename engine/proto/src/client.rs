@@ -441,12 +441,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             if !self.gaps.is_empty() {
                 self.gaps.found(range, now.mono);
             }
-            let last = if planted!(DeliverTwice) {
-                range.last.prev()
-            } else {
-                range.last
-            };
-            self.advance(last);
+            if planted!(DeliverTwice) {
+                let again = SeqRange::new(range.last, range.last).unwrap_or(range);
+                self.cursor.offer(frame.as_ref(), again, false, app);
+            }
+            self.advance(range.last);
             if (!self.hold.is_empty() || !self.lost.is_empty()) && !planted!(ForgetHeld) {
                 self.drain(app);
             }

@@ -495,6 +495,8 @@ impl Gaps {
             let gap = &mut self.list[at];
             if gap.range.first >= horizon {
                 self.held_back = Some(HeldBack::Horizon(gap.range.first));
+                // What cannot be asked for does not grow too old either.
+                self.list[at..].iter_mut().for_each(|g| g.born = now.mono);
                 break;
             }
             if gap.open || gap.due > now.mono {
@@ -541,7 +543,7 @@ impl Gaps {
         // Room that comes in less than half windows is enough in time: there may be no more of it
         // before this gap is closed.
         if let Some(HeldBack::Horizon(_)) = self.held_back {
-            self.next_due = self.next_due.min(now.mono + timeout);
+            self.next_due = self.next_due.min(now.mono + self.config.max_timeout);
         }
     }
 

@@ -262,14 +262,19 @@ impl Server {
                 floor: store.oldest(old.session),
             });
         }
-        if let Some(last) = server.kept.last_mut() {
-            // The last run could not know what follows it.
-            let end = End {
-                last: last.next.prev(),
-                next: session,
-            };
-            last.end = Some(end);
-            store.close_session(last.session, end)?;
+        for at in 0..server.kept.len() {
+            // The last run could not know what follows it; of an older one a loss of power may have
+            // undone what the next had noted.
+            let next = server.kept.get(at + 1).map_or(session, |k| k.session);
+            let kept = &mut server.kept[at];
+            if next == session || store.end_of(kept.session).is_none() {
+                let end = End {
+                    last: kept.next.prev(),
+                    next,
+                };
+                kept.end = Some(end);
+                store.close_session(kept.session, end)?;
+            }
         }
         store.open_session(session, previous)?;
         server.push_session(session, previous);
