@@ -122,20 +122,18 @@ impl Table {
         if let Some(log) = self.sessions.get_mut(&session.0) {
             log.end = Some(end);
         }
-        // As the production log, which closes a session on stable storage.
-        self.unsynced.retain(|u| u.0 != session.0);
         Ok(())
     }
 
-    /// Of a log that is written in order the end is lost, of one that is read back record by
-    /// record any part.
-    fn lose_power(&mut self, in_order: bool, rng: &mut Rng) {
+    /// What was written last is lost, from some record on, as recovery cuts the production log.
+    fn lose_power(&mut self, rng: &mut Rng) {
         let kept = rng.below(self.unsynced.len() as u64 + 1) as usize;
         let unsynced = std::mem::take(&mut self.unsynced);
-        for (at, (session, first)) in unsynced.into_iter().enumerate() {
-            let goes = if in_order { at >= kept } else { rng.below(2) == 0 };
-            if goes && let Some(log) = self.sessions.get_mut(&session) {
+        for (session, first) in unsynced.into_iter().skip(kept) {
+            if let Some(log) = self.sessions.get_mut(&session) {
                 log.records.remove(&first);
+                // It was written behind them.
+                log.end = None;
             }
         }
     }
@@ -253,7 +251,6 @@ enum Inner<L> {
 pub(super) struct Disk<L> {
     inner: Inner<L>,
     stream: Stream,
-    in_order: bool,
     drop_oldest: bool,
     pub(super) deeds: Vec<Deed>,
 }
@@ -297,7 +294,7 @@ macro_rules! on {
 }
 
 impl<L: Adaptor> Disk<L> {
-    pub(super) fn new(medium: Medium, stream: Stream, seed: u64, retain: Option<usize>, in_order: bool) -> Disk<L> {
+    pub(super) fn new(medium: Medium, stream: Stream, seed: u64, retain: Option<usize>) -> Disk<L> {
         let inner = match medium {
             Medium::Table => Inner::Table(Table::new(retain)),
             Medium::Log => Inner::Log(Arc::new(Faulty::new(seed)), None),
@@ -305,7 +302,6 @@ impl<L: Adaptor> Disk<L> {
         let mut disk = Disk {
             inner,
             stream,
-            in_order,
             drop_oldest: retain.is_some(),
             deeds: Vec::new(),
         };
@@ -343,7 +339,7 @@ impl<L: Adaptor> Disk<L> {
         match &mut self.inner {
             Inner::Table(table) => {
                 if how == Stop::PowerLoss {
-                    table.lose_power(self.in_order, rng);
+                    table.lose_power(rng);
                 }
             }
             Inner::Log(storage, log) => {

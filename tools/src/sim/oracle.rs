@@ -65,6 +65,9 @@ pub(super) struct Truth {
     /// Numbers from here on were lost with the power of the server, which has since published
     /// their messages again under new numbers: some parts may have them, others never will.
     withdrawn: BTreeMap<u32, u32>,
+    /// Lost with the power of an archive that promised no more than to outlive its process, and
+    /// held by nobody else: when they were the last of a session, nobody knows that they were.
+    forgotten: BTreeSet<(u32, u32)>,
 }
 
 impl Truth {
@@ -92,6 +95,15 @@ impl Truth {
         }
     }
 
+    pub(super) fn forget(&mut self, session: u32, seq: u32) {
+        self.forgotten.insert((session, seq));
+    }
+
+    /// Whether something is gone that was acknowledged.
+    pub(super) fn is_short(&self) -> bool {
+        !self.forgotten.is_empty()
+    }
+
     pub(super) fn is_withdrawn(&self, session: Session, seq: Seq) -> bool {
         self.withdrawn.get(&session.0).is_some_and(|from| seq.0 >= *from)
     }
@@ -102,7 +114,8 @@ impl Truth {
         if let Some(withdrawn) = self.withdrawn.get(&session.0) {
             last = last.min(withdrawn - 1);
         }
-        (from.0.max(1)..=last).map(Seq)
+        let there = move |seq: &u32| !self.forgotten.contains(&(session.0, *seq));
+        (from.0.max(1)..=last).filter(there).map(Seq)
     }
 
     /// A server has kept these: they exist from now on.
@@ -286,7 +299,11 @@ impl View {
             })
             .find(|(s, seq)| {
                 let done = *s == current && self.done.contains(&seq.0);
-                let cut_off = self.cut_off.is_some_and(|(c, from)| c == *s && *seq >= from);
+                // Behind an unknown end nobody can say which sessions followed before the one that is
+                // heard: the report covers them.
+                let cut_off = self
+                    .cut_off
+                    .is_some_and(|(c, from)| until.is_some() && (*s, *seq) >= (c, from));
                 !done && !cut_off
             })
     }

@@ -243,7 +243,7 @@ impl<'a> World<'a> {
         let retain = (plan.archives == 0).then_some(plan.retain);
         let server = ServerHost {
             machine: None,
-            disk: Disk::new(plan.medium, STREAM, rng.next_u64(), retain, true),
+            disk: Disk::new(plan.medium, STREAM, rng.next_u64(), retain),
             file: File {
                 next: 0,
                 until: 0,
@@ -258,7 +258,7 @@ impl<'a> World<'a> {
         let archives = (0..plan.archives)
             .map(|_| ArchiveHost {
                 machine: None,
-                disk: Disk::new(plan.medium, STREAM, rng.next_u64(), None, false),
+                disk: Disk::new(plan.medium, STREAM, rng.next_u64(), None),
                 promises: Promises::default(),
                 turn: Nanos::MAX,
                 synced_at: 0,
@@ -357,7 +357,13 @@ impl<'a> World<'a> {
             self.now = next.max(self.now);
             self.advance();
             events += 1;
-            if self.healed.is_some_and(|at| self.now - at > HEALED) || events > MAX_EVENTS {
+            if events % 1024 == 0 {
+                let verdict = self.check_repairs();
+                self.judge(verdict);
+            }
+            // Each window of what an archive's loss of power has taken is waited for on its own.
+            let limit = if self.truth.is_short() { 30 * HEALED } else { HEALED };
+            if self.healed.is_some_and(|at| self.now - at > limit) || events > MAX_EVENTS {
                 let text = self.what_is_missing().unwrap_or_else(|| "events without end".into());
                 self.judge(Err((Oracle::Liveness, text)));
             } else if self.healed.is_some() && events % 16 == 0 && self.is_done() {
@@ -564,7 +570,8 @@ impl<'a> World<'a> {
                 archive.machine = None;
                 archive.turn = Nanos::MAX;
                 archive.disk.stop(how, &mut self.rng);
-                archive.stored = 0;
+                // What the last run did not sync, the next one does.
+                archive.stored = u64::MAX;
                 if archive.disk.is_open() {
                     self.check_promises(usize::from(n), how);
                 }
@@ -583,6 +590,7 @@ impl<'a> World<'a> {
     fn check_promises(&mut self, n: usize, how: Stop) {
         let ArchiveHost { disk, promises, .. } = &mut self.archives[n];
         let mut broken = None;
+        let mut gone = Vec::new();
         promises.binding.retain(|(session, seq), synced| {
             let found = disk.look_up(Session(*session), Seq(*seq));
             let kept = match found {
@@ -592,8 +600,16 @@ impl<'a> World<'a> {
             if !kept && (how == Stop::Kill || *synced) {
                 broken.get_or_insert((*session, *seq));
             }
+            if !kept {
+                gone.push((*session, *seq));
+            }
             kept
         });
+        for (session, seq) in gone {
+            if World::holder(&self.server, &self.archives, Session(session), Seq(seq)).is_none() {
+                self.truth.forget(session, seq);
+            }
+        }
         if let Some((session, seq)) = broken {
             let text = format!("archive{n} has acknowledged {session}:{seq} and lost it by {how:?}");
             self.judge(Err((Oracle::Promise, text)));
@@ -719,7 +735,10 @@ impl<'a> World<'a> {
             no_buffer: if healed { 0 } else { plan.net.no_buffer },
             faults: &mut self.counts.faults,
         };
-        let (_, blocked) = machine.publish(now, BUDGET, file, disk, &mut out);
+        let before = machine.unacknowledged();
+        let (taken, blocked) = machine.publish(now, BUDGET, file, disk, &mut out);
+        let limit = plan.unacknowledged_max;
+        let overrun = limit > 0 && plan.required > 0 && before >= limit && taken > 0;
         let retry = match blocked {
             Some(Blocked::Rate(opens)) => opens,
             Some(Blocked::Unacknowledged) => now.mono + MILLIS,
@@ -733,6 +752,11 @@ impl<'a> World<'a> {
         }
         let due = machine.poll(now, BUDGET, disk, &mut out);
         *turn = due.min(retry).max(now.mono + TURN);
+        if overrun {
+            let text =
+                format!("the server takes {taken} messages while {before} of at most {limit} are not acknowledged");
+            self.judge(Err((Oracle::Bounds, text)));
+        }
         self.take_server_deeds();
         self.dispatch(sent);
         if blocked == Some(Blocked::StoreFailed) {
