@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use seqcast_proto::ranges::RangeSet;
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 
-use crate::background::{Background, Jobs, STEP, Unsynced, Written, touched_first};
+use crate::background::{Background, Jobs, STEP, Unsynced};
 use crate::checkpoint::{Checkpoint, SessionMeta};
 use crate::index::{self, CHUNK_ENTRIES, Index, chunk_of};
 use crate::mapping::Mapping;
@@ -180,10 +180,6 @@ impl SessionLog {
                 break;
             };
             let (range, size) = record::peek(&mapped.map.bytes()[offset as usize..]);
-            // What is on disk may end within a record.
-            if offset as usize + size > stop as usize {
-                break;
-            }
             if let Some(range) = range
                 && let Some(kept) = SeqRange::new(range.first.max(self.floor), range.last)
                 && self.synced.insert(kept).is_err()
@@ -403,10 +399,7 @@ impl SessionLog {
             if end >= length / 2 {
                 self.back.want_segment(number + 1);
             }
-            self.back.wake_ahead();
-            if self.back.options.sync.bytes().is_some() {
-                self.back.wake_disk();
-            }
+            self.back.wake();
             self.plan_wake(end, length);
         }
     }
@@ -437,13 +430,7 @@ impl SessionLog {
             let (number, from) = (current.number, current.end);
             let mapped = current.mapped_mut(|| map_segment(&*storage, session, number))?;
             let pages = mapped.map.pages();
-            self.back.lead(number, &pages, from);
-            unsynced = Some(Unsynced {
-                number,
-                pages,
-                from,
-                named: true,
-            });
+            unsynced = Some(Unsynced { number, pages, from });
         }
         (self.clean, self.changed) = (false, true);
         self.back.flush(Jobs {
@@ -469,7 +456,6 @@ impl SessionLog {
     fn roll(&mut self) -> std::io::Result<()> {
         let segment = self.back.take_segment(self.next_segment)?;
         let pages = segment.mapped.get().expect("a new segment is mapped").map.pages();
-        self.back.lead(segment.number, &pages, touched_first(segment.length));
         if self.open {
             let top = self.current().highest;
             self.oldest_top = self.oldest_top.min(top);
@@ -483,17 +469,11 @@ impl SessionLog {
         self.next_segment = number + 1;
         self.open = true;
         let mut jobs = self.jobs();
-        jobs.segments.push_back(Unsynced {
-            number,
-            pages,
-            from: 0,
-            named: false,
-        });
+        jobs.segments.push_back(Unsynced { number, pages, from: 0 });
         self.back.hand_over(jobs);
         self.back.publish(Position::new(number, end));
         self.plan_wake(end, length);
-        self.back.wake_disk();
-        self.back.wake_ahead();
+        self.back.wake();
         Ok(())
     }
 
@@ -525,7 +505,7 @@ impl SessionLog {
         self.next_chunk_at = half.saturating_add(CHUNK_ENTRIES);
         if chunk < chunk_of(Seq::LAST) && !self.index.has(chunk + 1) {
             self.back.want_chunk(chunk + 1);
-            self.back.wake_ahead();
+            self.back.wake();
         }
     }
 
@@ -627,7 +607,7 @@ impl SessionLog {
             jobs.chunks = newest.chunks;
             jobs.checkpoint = newest.checkpoint;
             self.back.hand_over(jobs);
-            self.back.wake_disk();
+            self.back.wake();
         }
     }
 
@@ -689,10 +669,8 @@ impl SessionLog {
             checkpoint: Some(self.checkpoint()),
             ..Jobs::default()
         };
-        self.index.take_dirty(|number, map, range| {
-            let pages = map.pages();
-            jobs.chunks.insert(number, Written { pages, range });
-        });
+        self.index
+            .take_dirty(|number, map| drop(jobs.chunks.insert(number, map.pages())));
         jobs
     }
 
