@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::feed::Format;
 use crate::feed::item::SinkFormat;
+use crate::link::{Attach, Bind};
 
 mod route;
 
@@ -134,32 +135,6 @@ fn default_name() -> String {
 
 fn default_ttl() -> u8 {
     1
-}
-
-/// Where the XDP filter runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attach {
-    /// Driver mode, or generic mode when the driver refuses.
-    #[default]
-    Auto,
-    /// In the driver, or not at all.
-    Driver,
-    /// After the kernel has allocated a packet buffer.
-    Generic,
-}
-
-/// Who copies between the NIC and the engine's frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Bind {
-    /// Zero-copy, or copy when the driver refuses.
-    #[default]
-    Auto,
-    /// The kernel copies.
-    Copy,
-    /// The NIC reads and writes the frames itself, or the engine does not start.
-    Zerocopy,
 }
 
 /// `[engine.xdp]`

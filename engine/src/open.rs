@@ -5,7 +5,7 @@ use seqcast_engine::config::{self, Config};
 use seqcast_engine::link::Fault;
 use seqcast_engine::link::udp::{UdpConfig, UdpLink};
 #[cfg(feature = "xdp")]
-use seqcast_engine::link::xdp::{Attach, Bind, XdpConfig, XdpLink};
+use seqcast_engine::link::xdp::{XdpConfig, XdpLink};
 
 fn fault(fault: config::Fault) -> Fault {
     Fault {
@@ -42,16 +42,8 @@ fn xdp_config(config: &Config) -> XdpConfig {
     let engine = &config.engine;
     XdpConfig {
         queues: engine.xdp.queues.clone(),
-        attach: match engine.xdp.attach {
-            config::Attach::Auto => Attach::Auto,
-            config::Attach::Driver => Attach::Driver,
-            config::Attach::Generic => Attach::Generic,
-        },
-        bind: match engine.xdp.bind {
-            config::Bind::Auto => Bind::Auto,
-            config::Bind::Copy => Bind::Copy,
-            config::Bind::Zerocopy => Bind::ZeroCopy,
-        },
+        attach: engine.xdp.attach,
+        bind: engine.xdp.bind,
         frame_size: engine.xdp.frame_size,
         frames: engine.xdp.frames,
         rx_ring: engine.xdp.rx_ring,

@@ -65,6 +65,32 @@ pub struct Fault {
     pub seed: u64,
 }
 
+/// Where in the kernel the XDP filter runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// Driver mode, or generic mode when the driver refuses.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Driver,
+    /// After the kernel has allocated a packet buffer: works on any interface.
+    Generic,
+}
+
+/// Who copies between the NIC and the link's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bind {
+    /// Zero-copy in driver mode, or copy when the driver refuses.
+    #[default]
+    Auto,
+    /// The kernel copies. Works with any driver.
+    Copy,
+    /// The NIC reads and writes the frames itself, or the link does not open.
+    ZeroCopy,
+}
+
 /// A way for datagrams to move in and out of one network interface.
 pub trait Link {
     /// An owned received payload.

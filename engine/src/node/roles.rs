@@ -167,7 +167,7 @@ impl Publish {
         let drop_oldest = config.archives == 0;
         let mut store = match &config.state {
             Some(dir) => {
-                let log = Retention::open(Some(dir), stream, with.origin, config.retained(), drop_oldest);
+                let log = Retention::open(dir, stream, with.origin, config.retained(), drop_oldest);
                 Keep::Log(log.with_context(what)?)
             }
             None => Keep::Window(Window::new(config.retained(), drop_oldest)),

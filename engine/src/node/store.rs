@@ -106,27 +106,18 @@ impl Retention {
         self
     }
 
-    /// Opens the log in `dir`, or one in memory.
+    /// Opens the log in `dir`, or makes it.
     ///
     /// # Errors
     /// As for [`Archive::open`].
-    pub fn open(
-        dir: Option<&Path>,
-        stream: Stream,
-        origin: u32,
-        limit: u64,
-        drop_oldest: bool,
-    ) -> Result<Retention, Error> {
+    pub fn open(dir: &Path, stream: Stream, origin: u32, limit: u64, drop_oldest: bool) -> Result<Retention, Error> {
         // Small segments, so that acknowledged messages give their room back soon.
         let segment_bytes = (limit / 16).clamp(1 << 20, 16 << 20).next_power_of_two();
         let options = Options {
             segment_bytes: segment_bytes.min(16 << 20),
             ..Options::default()
         };
-        let archive = match dir {
-            Some(dir) => Archive::open(dir, stream, options)?,
-            None => Archive::in_memory(stream, options)?,
-        };
+        let archive = Archive::open(dir, stream, options)?;
         for note in archive.recovery() {
             eprintln!("server log of stream {stream}: {note}");
         }

@@ -1,31 +1,7 @@
 use std::io;
 
 use super::invalid;
-use crate::link::Fault;
-
-/// Where in the kernel the filter runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Attach {
-    /// Driver mode, or generic mode when the driver refuses.
-    #[default]
-    Auto,
-    /// In the driver, or not at all.
-    Driver,
-    /// After the kernel has allocated a packet buffer: works on any interface.
-    Generic,
-}
-
-/// Who copies between the NIC and our frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Bind {
-    /// Zero-copy in driver mode, or copy when the driver refuses.
-    #[default]
-    Auto,
-    /// The kernel copies. Works with any driver.
-    Copy,
-    /// The NIC reads and writes our frames itself, or the link does not open.
-    ZeroCopy,
-}
+use crate::link::{Attach, Bind, Fault};
 
 /// How to open an [`XdpLink`](super::XdpLink).
 #[derive(Clone, Debug, PartialEq)]

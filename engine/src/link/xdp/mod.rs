@@ -30,7 +30,8 @@ use interface::Interface;
 use neighbour::Neighbours;
 use queue::{Held, Queue};
 
-pub use config::{Attach, Bind, XdpConfig};
+pub use super::{Attach, Bind};
+pub use config::XdpConfig;
 pub use queue::FrameCount;
 pub use seqcast_bpf::Counters;
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use seqcast_bpf::{Filter, Mode};
 
-use super::config::{Attach, Bind, XdpConfig};
+use super::config::XdpConfig;
 use super::interface::Interface;
 use super::queue::Queue;
-use super::{invalid, packet, sys};
+use super::{Attach, Bind, invalid, packet, sys};
 
 /// What the kernel keeps free in front of each received packet, in bytes.
 const HEADROOM: u32 = 256;
