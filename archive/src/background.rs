@@ -127,8 +127,8 @@ impl<T> Slot<T> {
     }
 
     /// Takes number `n`, waiting for it when it is being made and making it here when it is not.
-    /// With `helper`, a failure is kept and repeated until the helper has tried again.
-    fn take(&self, n: u32, helper: bool, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    /// With a `helper`, a failure is kept and repeated until the helper has tried again.
+    fn take(&self, n: u32, helper: Option<&HelperShared>, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let mut state = lock(&self.state);
         while matches!(*state, State::Making(m) if m == n) {
             state = self.made.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -145,12 +145,12 @@ impl<T> Slot<T> {
         }
         drop(state);
         let made = make();
-        if let Err(error) = &made
-            && helper
-        {
+        if let (Err(error), Some(helper)) = (&made, helper) {
             let mut state = lock(&self.state);
             if matches!(*state, State::Empty) {
                 *state = State::Failed(n, copy(error));
+                // It may sleep without a time set: it has to learn that something is to be retried.
+                helper.wake();
             }
         }
         made
@@ -369,13 +369,13 @@ impl Background {
     /// The new, empty segment `number`.
     pub(crate) fn take_segment(&self, number: u32) -> io::Result<Segment> {
         self.segment
-            .take(number, self.helper.is_some(), || self.make_segment(number))
+            .take(number, self.helper.as_deref(), || self.make_segment(number))
     }
 
     /// The new index chunk `number`.
     pub(crate) fn take_chunk(&self, number: u32) -> io::Result<Mapping> {
         self.chunk
-            .take(number, self.helper.is_some(), || self.make_chunk(number))
+            .take(number, self.helper.as_deref(), || self.make_chunk(number))
     }
 
     fn make_segment(&self, number: u32) -> io::Result<Segment> {
