@@ -1,12 +1,15 @@
 //! The file work of a session that must not happen while a packet is appended: making and
 //! recycling files, touching pages ahead, syncing, checkpoints.
 //!
-//! One [`Helper`] thread does it for all sessions of an archive. Without a helper the appending
-//! thread calls the same [`Background::step`] at the same points.
+//! A [`Helper`] does it for all sessions of an archive with two threads, so that pages are touched
+//! while the disk is waited for: [`Background::ahead`] prepares what the appender will need,
+//! [`Background::disk`] writes what it has done. Without a helper the appending thread does the
+//! latter itself at the same points, and makes files when it needs them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
@@ -17,7 +20,7 @@ use seqcast_proto::seq::{Seq, Session, Stream};
 use crate::checkpoint::Checkpoint;
 use crate::error::{copy, is_full};
 use crate::index::{self, CHUNK_BYTES};
-use crate::mapping::{Mapping, Pages};
+use crate::mapping::{Mapping, PAGE, Pages};
 use crate::segment::{self, Header, Mapped, Position, Segment};
 use crate::storage::Storage;
 use crate::{Options, SyncPolicy};
@@ -29,6 +32,11 @@ pub(crate) const STEP: u32 = 1 << 20;
 const SPARES: usize = 4;
 /// How long to wait before space is asked for again on a full disk.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How far the pages of a new segment of `length` bytes are touched.
+pub(crate) fn touched_first(length: u32) -> u32 {
+    length.min(AHEAD)
+}
 
 /// The name of a session's checkpoint inside its directory.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
@@ -150,7 +158,7 @@ impl<T> Slot<T> {
             if matches!(*state, State::Empty) {
                 *state = State::Failed(n, copy(error));
                 // It may sleep without a time set: it has to learn that something is to be retried.
-                helper.wake();
+                helper.ahead.wake();
             }
         }
         made
@@ -193,6 +201,15 @@ pub(crate) struct Unsynced {
     pub(crate) pages: Pages,
     /// Where the unsynced bytes start.
     pub(crate) from: u32,
+    /// Whether a loss of power leaves the file its name.
+    pub(crate) named: bool,
+}
+
+/// A part of an index chunk that was written to and may not be on disk yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    pub(crate) pages: Pages,
+    pub(crate) range: Range<usize>,
 }
 
 /// What the appender has handed over.
@@ -201,7 +218,7 @@ pub(crate) struct Jobs {
     /// Segments opened, in order.
     pub(crate) segments: VecDeque<Unsynced>,
     /// Index chunks written to.
-    pub(crate) chunks: BTreeMap<u32, Pages>,
+    pub(crate) chunks: BTreeMap<u32, Written>,
     /// The newest state to write down.
     pub(crate) checkpoint: Option<Checkpoint>,
     /// Segments to recycle once a checkpoint without them is written.
@@ -213,7 +230,10 @@ pub(crate) struct Jobs {
 impl Jobs {
     fn absorb(&mut self, new: Jobs) {
         self.segments.extend(new.segments);
-        self.chunks.extend(new.chunks);
+        for (number, written) in new.chunks {
+            let range = &mut self.chunks.entry(number).or_insert_with(|| written.clone()).range;
+            *range = range.start.min(written.range.start)..range.end.max(written.range.end);
+        }
         self.checkpoint = new.checkpoint.or(self.checkpoint.take());
         // Nothing of what is released needs to reach the disk any more.
         self.segments
@@ -224,13 +244,39 @@ impl Jobs {
     }
 }
 
+/// What is prepared for the appender.
+#[derive(Debug, Default)]
+struct Ahead {
+    current: Option<Current>,
+    /// When to try again what could not be made.
+    retry_at: Option<Instant>,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+struct Current {
+    number: u32,
+    pages: Pages,
+    /// How far its pages are touched.
+    touched: u32,
+}
+
+/// What is to be written to disk.
 #[derive(Debug)]
 struct Work {
     jobs: Jobs,
-    /// The segment that is touched ahead, and how far.
-    populated: (u32, u32),
     last_sync: Instant,
-    retry_at: Option<Instant>,
+}
+
+/// How much a sync writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All that was appended.
+    All,
+    /// All but the page that is being filled, if others are there to write: a page that is
+    /// written to disk is write-protected, so the next append to it faults. The page is written
+    /// next time at the latest, full or not.
+    Settled,
 }
 
 /// The background half of one session.
@@ -252,8 +298,14 @@ pub(crate) struct Background {
     segment: Slot<Segment>,
     chunk: Slot<Mapping>,
     inbox: Mutex<Jobs>,
-    /// Held while files are worked on.
+    /// A segment that `ahead` does not know of yet. Apart, because the appender must not wait.
+    lead: Mutex<Option<Current>>,
+    /// Held while the appender's needs are prepared.
+    ahead: Mutex<Ahead>,
+    /// Held while files are written to disk.
     work: Mutex<Work>,
+    /// Files were given back: what could not be made may fit now.
+    space: AtomicBool,
     /// The write to disk that failed: nothing written since can be vouched for.
     failed: OnceLock<io::Error>,
     closed: AtomicBool,
@@ -275,11 +327,12 @@ impl Background {
             segment: Slot::new(),
             chunk: Slot::new(),
             inbox: Mutex::default(),
+            lead: Mutex::default(),
+            ahead: Mutex::default(),
+            space: AtomicBool::new(false),
             work: Mutex::new(Work {
                 jobs: Jobs::default(),
-                populated: (0, 0),
                 last_sync: Instant::now(),
-                retry_at: None,
             }),
             failed: OnceLock::new(),
             closed: AtomicBool::new(false),
@@ -307,16 +360,32 @@ impl Background {
         if let Some(helper) = &self.helper {
             lock(&helper.sessions).retain(|s| !std::ptr::eq(&**s, self));
         }
+        drop(lock(&self.ahead));
         drop(lock(&self.work));
     }
 
-    /// Has the work done that was handed over: by the helper soon, or here when there is none.
-    pub(crate) fn wake(&self) {
+    /// Has the work ahead of the appender done that was asked for: soon, if there is a helper.
+    pub(crate) fn wake_ahead(&self) {
+        if let Some(helper) = &self.helper {
+            helper.ahead.wake();
+        }
+    }
+
+    /// Has the work on disk done that was handed over: soon by the helper, or here.
+    pub(crate) fn wake_disk(&self) {
         match &self.helper {
-            Some(helper) => helper.wake(),
+            Some(helper) => helper.disk.wake(),
             None => {
-                self.step();
+                self.disk();
             }
+        }
+    }
+
+    /// Makes `pages` the ones that are touched ahead; they are present up to `touched`.
+    pub(crate) fn lead(&self, number: u32, pages: &Pages, touched: u32) {
+        if self.helper.is_some() {
+            let pages = pages.clone();
+            *lock(&self.lead) = Some(Current { number, pages, touched });
         }
     }
 
@@ -388,7 +457,6 @@ impl Background {
     fn build_segment(&self, number: u32, length: u32) -> io::Result<Segment> {
         let path = self.path(&segment::file_name(number));
         let spare = self.pool.take(length as usize);
-        let recycled = spare.is_some();
         let (spare, mut map, generation) = match spare {
             Some(Spare { name, mapped }) => (Some(name), mapped.map, mapped.generation.wrapping_add(1)),
             None => (None, self.storage.create(&path, length as usize)?, 1),
@@ -405,13 +473,7 @@ impl Background {
         if let Some(spare) = spare {
             self.storage.rename(&spare, &path)?;
         }
-        if self.durable() {
-            self.storage.sync_dir(&self.dir)?;
-            if recycled {
-                self.storage.sync_dir("")?;
-            }
-        }
-        self.ready_pages(&mut map, length.min(AHEAD) as usize);
+        self.ready_pages(&mut map, touched_first(length) as usize);
         Ok(Segment {
             number,
             length,
@@ -437,69 +499,41 @@ impl Background {
         }
     }
 
-    /// Does everything that is due and says when there is something to do again.
-    fn step(&self) -> Option<Instant> {
-        let mut work = lock(&self.work);
+    /// Prepares what the appender will need and says when there is something to do again.
+    fn ahead(&self) -> Option<Instant> {
+        let mut ahead = lock(&self.ahead);
         if self.closed.load(Ordering::Acquire) {
             return None;
         }
+        self.touch_ahead(&mut ahead);
         let now = Instant::now();
-        let mut retry = work.retry_at.is_some_and(|at| at <= now);
-        let mut missing = self.prepare(retry);
-        self.touch_ahead(&mut work);
-        if self.failed.get().is_none() {
-            let written = self.write_checkpoint(&mut work, self.durable());
-            // When space came back, what could not be made before can be now.
-            if missing && matches!(written, Ok(true)) {
-                retry = true;
-                missing = self.prepare(true);
-            }
-            let synced = self.sync_if_due(&mut work, now);
-            for error in [written.err(), synced.err()].into_iter().flatten() {
-                if is_full(&error) {
-                    missing = true;
-                } else {
-                    let _ = self.failed.set(error);
-                }
-            }
+        let retry = self.space.swap(false, Ordering::AcqRel) || ahead.retry_at.is_some_and(|at| at <= now);
+        if !self.prepare(retry) {
+            ahead.retry_at = None;
+        } else if retry || ahead.retry_at.is_none() {
+            ahead.retry_at = Some(now + RETRY);
         }
-        if !missing {
-            work.retry_at = None;
-        } else if retry || work.retry_at.is_none() {
-            work.retry_at = Some(now + RETRY);
-        }
-        let interval = self.options.sync.interval().filter(|_| self.failed.get().is_none());
-        let sync_at = interval.map(|i| work.last_sync + i);
-        work.retry_at.into_iter().chain(sync_at).min()
+        ahead.retry_at
     }
 
-    /// Makes what the appender will need; returns whether something could not be made.
+    /// Makes what was asked for; returns whether something could not be made.
     fn prepare(&self, retry: bool) -> bool {
         let no_segment = self.segment.fill(retry, |n| self.make_segment(n));
         let no_chunk = self.chunk.fill(retry, |n| self.make_chunk(n));
         no_segment || no_chunk
     }
 
-    fn collect(&self, work: &mut Work) {
-        let new = mem::take(&mut *lock(&self.inbox));
-        work.jobs.absorb(new);
-    }
-
     /// Touches the pages that the appender is about to reach.
-    fn touch_ahead(&self, work: &mut Work) {
+    fn touch_ahead(&self, ahead: &mut Ahead) {
         let tail = Position(self.tail.load(Ordering::Acquire));
-        self.collect(work);
-        let Some(current) = work.jobs.segments.back().filter(|s| s.number == tail.segment()) else {
+        if let Some(new) = lock(&self.lead).take() {
+            ahead.current = Some(new);
+        }
+        let Some(current) = ahead.current.as_mut().filter(|c| c.number == tail.segment()) else {
             return;
         };
-        if self.helper.is_none() {
-            return;
-        }
         let length = current.pages.len() as u32;
-        if work.populated.0 != current.number {
-            work.populated = (current.number, AHEAD.min(length));
-        }
-        let mut from = work.populated.1.max(tail.offset());
+        let mut from = current.touched.max(tail.offset());
         while from < length && from < tail.offset().saturating_add(AHEAD) {
             let to = length.min(from.saturating_add(STEP));
             if current.pages.populate(from as usize..to as usize).is_err() {
@@ -507,29 +541,71 @@ impl Background {
             }
             from = to;
         }
-        work.populated.1 = from;
+        current.touched = from;
     }
 
-    /// Writes everything appended so far to disk.
-    fn sync_log(&self, work: &mut Work) -> io::Result<()> {
+    /// Writes to disk what is due and says when there is something to do again.
+    fn disk(&self) -> Option<Instant> {
+        let mut work = lock(&self.work);
+        if self.closed.load(Ordering::Acquire) || self.failed.get().is_some() {
+            return None;
+        }
+        let now = Instant::now();
+        let written = self.write_checkpoint(&mut work, self.durable());
+        if matches!(written, Ok(true)) {
+            self.space.store(true, Ordering::Release);
+            self.wake_ahead();
+        }
+        let synced = self.sync_if_due(&mut work, now);
+        let mut retry_at = None;
+        for error in [written.err(), synced.err()].into_iter().flatten() {
+            if is_full(&error) {
+                retry_at = Some(now + RETRY);
+            } else {
+                let _ = self.failed.set(error);
+                return None;
+            }
+        }
+        let sync_at = self.options.sync.interval().map(|i| work.last_sync + i);
+        retry_at.into_iter().chain(sync_at).min()
+    }
+
+    fn collect(&self, work: &mut Work) {
+        let new = mem::take(&mut *lock(&self.inbox));
+        work.jobs.absorb(new);
+    }
+
+    /// Writes what was appended so far to disk.
+    fn sync_log(&self, work: &mut Work, extent: Extent) -> io::Result<()> {
         // The tail first: a segment is handed over before the tail moves into it.
         let tail = Position(self.tail.load(Ordering::Acquire));
         self.collect(work);
+        let mut reached = tail;
         for segment in &mut work.jobs.segments {
             let to = if segment.number < tail.segment() {
                 segment.pages.len() as u32
             } else {
-                tail.offset()
+                let settled = tail.offset() / PAGE as u32 * PAGE as u32;
+                let skip = extent == Extent::Settled && settled > segment.from;
+                let to = if skip { settled } else { tail.offset() };
+                reached = Position::new(tail.segment(), to);
+                to
             };
             if segment.from < to {
                 self.storage.sync(&segment.pages, segment.from as usize..to as usize)?;
                 segment.from = to;
             }
+            if !segment.named {
+                self.storage.sync_dir(&self.dir)?;
+                // A recycled file came from there.
+                self.storage.sync_dir("")?;
+                segment.named = true;
+            }
         }
         while work.jobs.segments.front().is_some_and(|s| s.number < tail.segment()) {
             work.jobs.segments.pop_front();
         }
-        self.synced.store(tail.0, Ordering::Release);
+        self.synced.store(reached.0, Ordering::Release);
         work.last_sync = Instant::now();
         Ok(())
     }
@@ -547,7 +623,11 @@ impl Background {
             }
             return Ok(());
         }
-        if late || much { self.sync_log(work) } else { Ok(()) }
+        match (much, late) {
+            (true, _) => self.sync_log(work, Extent::All),
+            (false, true) => self.sync_log(work, Extent::Settled),
+            (false, false) => Ok(()),
+        }
     }
 
     /// Writes the newest checkpoint, if there is one to write, and recycles what it released.
@@ -588,9 +668,9 @@ impl Background {
         durable: bool,
     ) -> io::Result<()> {
         let epoch = if durable {
-            self.sync_log(work)?;
-            for pages in work.jobs.chunks.values() {
-                self.storage.sync(pages, 0..pages.len())?;
+            self.sync_log(work, Extent::All)?;
+            for Written { pages, range } in work.jobs.chunks.values() {
+                self.storage.sync(pages, range.clone())?;
             }
             work.jobs.chunks.clear();
             [0; 16]
@@ -640,31 +720,38 @@ impl Background {
     }
 }
 
-/// The archive's helper thread.
+/// The archive's helper threads.
 #[derive(Debug)]
 pub(crate) struct Helper {
     shared: Arc<HelperShared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct HelperShared {
     sessions: Mutex<Vec<Arc<Background>>>,
-    thread: OnceLock<Thread>,
+    ahead: Handle,
+    disk: Handle,
     stop: AtomicBool,
 }
 
-impl HelperShared {
+/// A helper thread, once it has started.
+#[derive(Debug, Default)]
+struct Handle(OnceLock<Thread>);
+
+impl Handle {
     fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
+        if let Some(thread) = self.0.get() {
             thread.unpark();
         }
     }
+}
 
-    fn run(&self) {
+impl HelperShared {
+    fn run(&self, step: fn(&Background) -> Option<Instant>) {
         while !self.stop.load(Ordering::Acquire) {
             let sessions = lock(&self.sessions).clone();
-            let next = sessions.iter().filter_map(|s| s.step()).min();
+            let next = sessions.iter().filter_map(|s| step(s)).min();
             drop(sessions);
             match next {
                 Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
@@ -676,24 +763,37 @@ impl HelperShared {
 
 impl Helper {
     pub(crate) fn start() -> io::Result<Helper> {
-        let shared = Arc::new(HelperShared::default());
-        let run = Arc::clone(&shared);
+        let mut helper = Helper {
+            shared: Arc::new(HelperShared::default()),
+            threads: Vec::new(),
+        };
+        helper.spawn("seqcast-ahead", |shared| &shared.ahead, Background::ahead)?;
+        helper.spawn("seqcast-disk", |shared| &shared.disk, Background::disk)?;
+        Ok(helper)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        handle: fn(&HelperShared) -> &Handle,
+        step: fn(&Background) -> Option<Instant>,
+    ) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new()
-            .name("seqcast-archive".into())
-            .spawn(move || run.run())?;
-        let _ = shared.thread.set(thread.thread().clone());
-        Ok(Helper {
-            shared,
-            thread: Some(thread),
-        })
+            .name(name.into())
+            .spawn(move || shared.run(step))?;
+        let _ = handle(&self.shared).0.set(thread.thread().clone());
+        self.threads.push(thread);
+        Ok(())
     }
 }
 
 impl Drop for Helper {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake();
-        if let Some(thread) = self.thread.take() {
+        self.shared.ahead.wake();
+        self.shared.disk.wake();
+        for thread in self.threads.drain(..) {
             // A panic of the helper was reported when it happened.
             let _ = thread.join();
         }

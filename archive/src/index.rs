@@ -5,6 +5,7 @@
 //! follows one checks that the record there holds the number.
 
 use std::io;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use seqcast_proto::seq::{Seq, SeqRange};
@@ -44,8 +45,8 @@ pub(crate) fn offset_of(seq: Seq) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
     map: OnceLock<Mapping>,
-    /// Written since it was last handed to a checkpoint.
-    dirty: bool,
+    /// The bytes written since they were last handed to a checkpoint; empty for none.
+    dirty: Range<usize>,
 }
 
 /// The chunks of one session.
@@ -75,7 +76,7 @@ impl Index {
         }
         self.chunks[at] = Some(Chunk {
             map: map.map_or_else(OnceLock::new, OnceLock::from),
-            dirty: false,
+            dirty: 0..0,
         });
         self.lowest = self.lowest.min(chunk);
     }
@@ -120,24 +121,27 @@ impl Index {
             let number = chunk_of(from);
             let last = range.last.min(Seq(from.0 | (CHUNK_ENTRIES - 1)));
             let chunk = self.chunks[number as usize].as_mut().expect("the chunk is ready");
-            if !chunk.dirty {
-                chunk.dirty = true;
+            let (start, end) = (offset_of(from), offset_of(last) + 8);
+            if chunk.dirty.is_empty() {
+                chunk.dirty = start..end;
                 self.dirty.push(number);
+            } else {
+                chunk.dirty = chunk.dirty.start.min(start)..chunk.dirty.end.max(end);
             }
             let bytes = chunk.map.get_mut().expect("the chunk is ready").bytes_mut();
-            for entry in bytes[offset_of(from)..=offset_of(last) + 7].as_chunks_mut().0 {
+            for entry in bytes[start..end].as_chunks_mut().0 {
                 *entry = position.0.to_le_bytes();
             }
             from = last.next();
         }
     }
 
-    /// The chunks written to since the last call, and their memory.
-    pub(crate) fn take_dirty(&mut self, mut each: impl FnMut(u32, &Mapping)) {
+    /// The chunks written to since the last call, their memory, and which bytes of it.
+    pub(crate) fn take_dirty(&mut self, mut each: impl FnMut(u32, &Mapping, Range<usize>)) {
         for number in self.dirty.drain(..) {
             if let Some(Some(chunk)) = self.chunks.get_mut(number as usize) {
-                chunk.dirty = false;
-                each(number, chunk.map.get().expect("written to, so mapped"));
+                let written = std::mem::take(&mut chunk.dirty);
+                each(number, chunk.map.get().expect("written to, so mapped"), written);
             }
         }
     }

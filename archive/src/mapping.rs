@@ -2,8 +2,8 @@
 //!
 //! A [`Mapping`] owns the contents of a mapped file (or of anonymous memory) and lends them under
 //! Rust's ordinary borrow rules. A [`Pages`] is a second handle on the same memory for what the
-//! kernel does with it (fault in, write to disk), which never reads or writes the contents, so a
-//! helper thread may hold one while the owner appends.
+//! kernel does with it (fault in, let go, write to disk), which never reads or changes the
+//! contents, so a helper thread may hold one while the owner appends.
 //!
 //! What makes lending sound: the file is ours alone. The archive's lock keeps a second writer out
 //! and [`crate::Reader`] uses plain reads. A file that someone truncates while it is mapped makes
@@ -16,20 +16,23 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
 
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// The owner of a mapped file's contents.
 #[derive(Debug)]
 pub struct Mapping {
     raw: Arc<MmapRaw>,
+    /// The contents are a file's, and stay when the memory is let go.
+    file: bool,
 }
 
 /// A handle on the same memory for paging it in and writing it to disk; blind to the contents.
 #[derive(Clone, Debug)]
 pub struct Pages {
     raw: Arc<MmapRaw>,
+    file: bool,
 }
 
 impl Mapping {
@@ -40,8 +43,8 @@ impl Mapping {
     /// # Errors
     /// When the kernel refuses, for example because the process has too many mappings.
     pub(crate) fn file(file: &File, len: usize) -> io::Result<Mapping> {
-        let raw = MmapOptions::new().len(len).map_raw(file)?;
-        Ok(Mapping { raw: Arc::new(raw) })
+        let raw = Arc::new(MmapOptions::new().len(len).map_raw(file)?);
+        Ok(Mapping { raw, file: true })
     }
 
     /// `len` bytes of zeroed memory with no file behind them.
@@ -49,8 +52,8 @@ impl Mapping {
     /// # Errors
     /// When the kernel has no memory to give.
     pub fn anonymous(len: usize) -> io::Result<Mapping> {
-        let raw = MmapRaw::from(MmapMut::map_anon(len)?);
-        Ok(Mapping { raw: Arc::new(raw) })
+        let raw = Arc::new(MmapRaw::from(MmapMut::map_anon(len)?));
+        Ok(Mapping { raw, file: false })
     }
 
     /// The contents.
@@ -96,6 +99,7 @@ impl Mapping {
     pub fn pages(&self) -> Pages {
         Pages {
             raw: Arc::clone(&self.raw),
+            file: self.file,
         }
     }
 }
@@ -116,6 +120,29 @@ impl Pages {
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
         let start = range.start / PAGE * PAGE;
         self.raw.advise_range(Advice::PopulateWrite, start, range.end - start)
+    }
+
+    /// Takes the whole pages of `range` out of the page table; the next access to one faults it in
+    /// again from the page cache. Of a page that `range` ends in the middle of, nothing happens.
+    ///
+    /// A page that is mapped when it is written to disk is write-protected first, each with an
+    /// interrupt to every core that runs this process. Letting many go costs one interrupt.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn let_go(&self, range: Range<usize>) -> io::Result<()> {
+        let start = range.start / PAGE * PAGE;
+        let end = range.end / PAGE * PAGE;
+        if !self.file || start >= end {
+            return Ok(());
+        }
+        // SAFETY: the mapping is of a file and shared (`Mapping::file`), so the contents are the
+        // page cache's, which this does not touch: every later access finds the same bytes. Only
+        // a private mapping would lose them.
+        unsafe {
+            self.raw
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+        }
     }
 
     /// Writes `range` to disk and waits for it (`msync`).

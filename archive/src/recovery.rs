@@ -656,7 +656,7 @@ impl Opening<'_> {
         let mut written = BTreeMap::new();
         state
             .index
-            .take_dirty(|chunk, map| drop(written.insert(chunk, map.pages())));
+            .take_dirty(|chunk, map, _| drop(written.insert(chunk, map.pages())));
         for chunk in state.index.numbers() {
             let pages = match written.remove(&chunk) {
                 Some(pages) => Ok(pages),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use seqcast_proto::ranges::RangeSet;
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 
-use crate::background::{Background, Jobs, STEP, Unsynced};
+use crate::background::{Background, Jobs, STEP, Unsynced, Written, touched_first};
 use crate::checkpoint::{Checkpoint, SessionMeta};
 use crate::index::{self, CHUNK_ENTRIES, Index, chunk_of};
 use crate::mapping::Mapping;
@@ -180,6 +180,10 @@ impl SessionLog {
                 break;
             };
             let (range, size) = record::peek(&mapped.map.bytes()[offset as usize..]);
+            // What is on disk may end within a record.
+            if offset as usize + size > stop as usize {
+                break;
+            }
             if let Some(range) = range
                 && let Some(kept) = SeqRange::new(range.first.max(self.floor), range.last)
                 && self.synced.insert(kept).is_err()
@@ -399,7 +403,10 @@ impl SessionLog {
             if end >= length / 2 {
                 self.back.want_segment(number + 1);
             }
-            self.back.wake();
+            self.back.wake_ahead();
+            if self.back.options.sync.bytes().is_some() {
+                self.back.wake_disk();
+            }
             self.plan_wake(end, length);
         }
     }
@@ -430,7 +437,13 @@ impl SessionLog {
             let (number, from) = (current.number, current.end);
             let mapped = current.mapped_mut(|| map_segment(&*storage, session, number))?;
             let pages = mapped.map.pages();
-            unsynced = Some(Unsynced { number, pages, from });
+            self.back.lead(number, &pages, from);
+            unsynced = Some(Unsynced {
+                number,
+                pages,
+                from,
+                named: true,
+            });
         }
         (self.clean, self.changed) = (false, true);
         self.back.flush(Jobs {
@@ -456,6 +469,7 @@ impl SessionLog {
     fn roll(&mut self) -> std::io::Result<()> {
         let segment = self.back.take_segment(self.next_segment)?;
         let pages = segment.mapped.get().expect("a new segment is mapped").map.pages();
+        self.back.lead(segment.number, &pages, touched_first(segment.length));
         if self.open {
             let top = self.current().highest;
             self.oldest_top = self.oldest_top.min(top);
@@ -469,11 +483,17 @@ impl SessionLog {
         self.next_segment = number + 1;
         self.open = true;
         let mut jobs = self.jobs();
-        jobs.segments.push_back(Unsynced { number, pages, from: 0 });
+        jobs.segments.push_back(Unsynced {
+            number,
+            pages,
+            from: 0,
+            named: false,
+        });
         self.back.hand_over(jobs);
         self.back.publish(Position::new(number, end));
         self.plan_wake(end, length);
-        self.back.wake();
+        self.back.wake_disk();
+        self.back.wake_ahead();
         Ok(())
     }
 
@@ -505,7 +525,7 @@ impl SessionLog {
         self.next_chunk_at = half.saturating_add(CHUNK_ENTRIES);
         if chunk < chunk_of(Seq::LAST) && !self.index.has(chunk + 1) {
             self.back.want_chunk(chunk + 1);
-            self.back.wake();
+            self.back.wake_ahead();
         }
     }
 
@@ -607,7 +627,7 @@ impl SessionLog {
             jobs.chunks = newest.chunks;
             jobs.checkpoint = newest.checkpoint;
             self.back.hand_over(jobs);
-            self.back.wake();
+            self.back.wake_disk();
         }
     }
 
@@ -669,8 +689,10 @@ impl SessionLog {
             checkpoint: Some(self.checkpoint()),
             ..Jobs::default()
         };
-        self.index
-            .take_dirty(|number, map| drop(jobs.chunks.insert(number, map.pages())));
+        self.index.take_dirty(|number, map, range| {
+            let pages = map.pages();
+            jobs.chunks.insert(number, Written { pages, range });
+        });
         jobs
     }
 

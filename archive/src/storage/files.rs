@@ -162,6 +162,7 @@ impl Storage for Files {
     }
 
     fn sync(&self, pages: &Pages, range: Range<usize>) -> io::Result<()> {
+        pages.let_go(range.clone())?;
         pages.sync(range)
     }
 

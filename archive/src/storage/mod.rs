@@ -80,7 +80,8 @@ pub trait Storage: Send + Sync + Debug {
     /// When it does not exist.
     fn remove(&self, path: &str) -> io::Result<()>;
 
-    /// Writes part of a mapped file to disk and waits for it.
+    /// Writes part of a mapped file to disk and waits for it. Its whole pages may leave the page
+    /// table: the next access to them is slow once.
     ///
     /// # Errors
     /// When the disk does. What was to be written is then in doubt for good.

@@ -1,0 +1,170 @@
+//! How long one append takes at a fixed rate, by sync policy, and what the background threads use.
+//!
+//! ```text
+//! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS]]
+//! ```
+//! Policies are run in turn, round after round, so that a noisy machine hits all alike; the table
+//! has the median over the rounds. The appender is pinned to core 0, the background threads to
+//! core 1. Each append is timed by itself, at the time it was due or as soon as possible after.
+//! The log is bounded to 256 MiB by releasing, as segments in long use are: recycled.
+
+use std::fs;
+use std::hint::spin_loop;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
+use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy};
+use seqcast_proto::seq::{Seq, Session, Stream};
+
+const LOADS: [(usize, u64); 3] = [(256, 1_000_000), (1400, 500_000), (256, 20_000)];
+const POLICIES: [(&str, SyncPolicy); 4] = [
+    ("none", SyncPolicy::None),
+    ("10 ms", SyncPolicy::EveryMs(10)),
+    ("100 ms", SyncPolicy::EveryMs(100)),
+    ("1000 ms", SyncPolicy::EveryMs(1000)),
+];
+const KEPT: u64 = 256 << 20;
+
+/// What one run measured.
+#[derive(Clone, Copy)]
+struct Run {
+    p50: u64,
+    p99: u64,
+    p999: u64,
+    p9999: u64,
+    /// Appends a second that were reached.
+    rate: f64,
+    /// Cores used by the background threads.
+    background: f64,
+    /// Cores used by the appender within the kernel.
+    faults: f64,
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let dir = args.next().context("usage: append_latency DIR [SECONDS [ROUNDS]]")?;
+    let seconds: u64 = args.next().map_or(Ok(4), |s| s.parse()).context("SECONDS")?;
+    let rounds: usize = args.next().map_or(Ok(5), |s| s.parse()).context("ROUNDS")?;
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let [ours, helpers, ..] = cores[..] else {
+        bail!("needs two cores");
+    };
+    println!(
+        "| record, rate | sync | p50 ns | p99 ns | p99.9 ns | p99.99 ns | reached, M/s | background, cores | appender in kernel, cores |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (bytes, rate) in LOADS {
+        let mut runs = vec![Vec::new(); POLICIES.len()];
+        for _ in 0..rounds {
+            for (at, (_, sync)) in POLICIES.into_iter().enumerate() {
+                // The background threads inherit the affinity of the thread that opens.
+                core_affinity::set_for_current(helpers);
+                let dir = Path::new(&dir).join(format!("append-latency-{}", std::process::id()));
+                let run = measure(&dir, sync, bytes, rate, seconds, || {
+                    core_affinity::set_for_current(ours);
+                });
+                fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+                runs[at].push(run?);
+            }
+        }
+        for ((name, _), runs) in POLICIES.iter().zip(&runs) {
+            let median = |of: fn(&Run) -> f64| {
+                let mut values: Vec<f64> = runs.iter().map(of).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            println!(
+                "| {bytes} B, {rate}/s | {name} | {} | {} | {} | {} | {:.2} | {:.3} | {:.3} |",
+                median(|r| r.p50 as f64),
+                median(|r| r.p99 as f64),
+                median(|r| r.p999 as f64),
+                median(|r| r.p9999 as f64),
+                median(|r| r.rate / 1e6),
+                median(|r| r.background),
+                median(|r| r.faults),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn measure(dir: &Path, sync: SyncPolicy, bytes: usize, rate: u64, seconds: u64, pin: impl Fn()) -> Result<Run> {
+    let options = Options {
+        sync,
+        ..Options::default()
+    };
+    let mut archive = Archive::open(dir, Stream(1), options)?;
+    pin();
+    let meta = SessionMeta {
+        previous: Session::NONE,
+        origin: 1,
+        user: 0,
+    };
+    let log = archive.create_session(Session(1), meta)?;
+    let block = vec![0x5a; bytes];
+    let keep = (KEPT / (bytes as u64 + 32)) as u32;
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3)?;
+    let (total, warm) = (rate * seconds, rate);
+    let mut before = (0.0, 0.0, Instant::now());
+    let gap = Duration::from_secs(1).as_nanos() as u64;
+    let start = Instant::now();
+    for n in 0..warm + total {
+        if n == warm {
+            before = (background()?, in_kernel()?, Instant::now());
+        }
+        let due = start + Duration::from_nanos(gap * n / rate);
+        while Instant::now() < due {
+            spin_loop();
+        }
+        let from = Instant::now();
+        log.append(Seq(n as u32 + 1), 1, n, n, 0, &block)?;
+        let took = from.elapsed();
+        if n >= warm {
+            histogram.saturating_record(took.as_nanos() as u64);
+        }
+        if n % 4096 == 0 && log.stored().total() > u64::from(keep) {
+            log.release_below(Seq(n as u32 - keep));
+        }
+    }
+    let wall = before.2.elapsed().as_secs_f64();
+    let run = Run {
+        p50: histogram.value_at_quantile(0.5),
+        p99: histogram.value_at_quantile(0.99),
+        p999: histogram.value_at_quantile(0.999),
+        p9999: histogram.value_at_quantile(0.9999),
+        rate: total as f64 / wall,
+        background: (background()? - before.0) / wall,
+        faults: (in_kernel()? - before.1) / wall,
+    };
+    archive.close()?;
+    Ok(run)
+}
+
+/// User and system time of a task, in clock ticks of 10 ms.
+fn ticks(stat: &str) -> Option<(f64, f64)> {
+    let fields = stat.rsplit_once(')')?.1;
+    let mut fields = fields.split_whitespace().skip(11);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+/// Processor time of all threads but this one, in seconds.
+fn background() -> Result<f64> {
+    let mut sum = 0.0;
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?;
+        if task.file_name().to_string_lossy() == std::process::id().to_string() {
+            continue;
+        }
+        let (user, system) = ticks(&fs::read_to_string(task.path().join("stat"))?).context("task stat")?;
+        sum += (user + system) / 100.0;
+    }
+    Ok(sum)
+}
+
+/// Processor time of this thread in the kernel, in seconds.
+fn in_kernel() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/thread-self/stat")?;
+    Ok(ticks(&stat).context("thread stat")?.1 / 100.0)
+}
