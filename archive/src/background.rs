@@ -225,6 +225,9 @@ pub(crate) struct Jobs {
     pub(crate) retired: Vec<Segment>,
     /// Index chunks to remove likewise.
     pub(crate) retired_chunks: Vec<u32>,
+    /// Nothing is appended for now: what was made ahead is given back. The log's last segment may
+    /// be among the retired, and with it how the session ended: the checkpoint must hold that.
+    pub(crate) idle: bool,
 }
 
 impl Jobs {
@@ -241,6 +244,7 @@ impl Jobs {
         self.chunks.retain(|c, _| !new.retired_chunks.contains(c));
         self.retired.extend(new.retired);
         self.retired_chunks.extend(new.retired_chunks);
+        self.idle = new.idle;
     }
 }
 
@@ -637,6 +641,7 @@ impl Background {
         let Some(checkpoint) = work.jobs.checkpoint.take() else {
             return Ok(false);
         };
+        let durable = durable || work.jobs.idle;
         // What is handed over from here on belongs to the next checkpoint.
         let mut retired = mem::take(&mut work.jobs.retired);
         let chunks = mem::take(&mut work.jobs.retired_chunks);
@@ -645,6 +650,9 @@ impl Background {
             work.jobs.retired.extend(retired);
             work.jobs.retired_chunks.extend(chunks);
             return Err(error);
+        }
+        if mem::take(&mut work.jobs.idle) {
+            self.give_back()?;
         }
         let recycled = !retired.is_empty() || !chunks.is_empty();
         for segment in retired {

@@ -23,6 +23,7 @@ pub mod mapping;
 mod reader;
 mod record;
 mod recovery;
+mod retain;
 mod segment;
 mod session;
 pub mod storage;
@@ -32,6 +33,7 @@ pub use error::{AppendError, Error};
 pub use reader::{Damage, OwnedRecord, Progress, Reader, SessionReader, Verified};
 pub use record::Record;
 pub use recovery::{RecoveryNote, What};
+pub use retain::Keep;
 pub use session::SessionLog;
 
 use background::{Helper, Pool};

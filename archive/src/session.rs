@@ -597,17 +597,18 @@ impl SessionLog {
     /// Releases all numbers below `seq`: they are not found any more, and segments that hold
     /// nothing else are recycled. May be forgotten if the process is killed soon after.
     pub fn release_below(&mut self, seq: Seq) {
-        if seq <= self.floor {
-            return;
+        if seq > self.floor {
+            self.floor = seq;
+            self.changed = true;
+            self.stored.remove_below(seq);
+            self.synced.remove_below(seq);
+            self.lost.remove_below(seq);
         }
-        self.floor = seq;
-        self.changed = true;
-        self.stored.remove_below(seq);
-        self.synced.remove_below(seq);
-        self.lost.remove_below(seq);
+        let seq = self.floor;
         if seq <= self.oldest_top {
             return;
         }
+        self.changed = true;
         let mut jobs = Jobs::default();
         let finished = self.segments.len().saturating_sub(usize::from(self.open));
         for slot in self.segments.iter_mut().take(finished) {
@@ -619,7 +620,12 @@ impl SessionLog {
             self.segments.pop_front();
             self.base += 1;
         }
-        self.index.drop_below(seq, |chunk| jobs.retired_chunks.push(chunk));
+        // Of a session that ended below, nothing is indexed any more.
+        let over = self.segments.is_empty() && self.end.is_some_and(|(last, _)| last < seq);
+        let unindexed = if over { Seq(u32::MAX) } else { seq };
+        self.index
+            .drop_below(unindexed, |chunk| jobs.retired_chunks.push(chunk));
+        jobs.idle = !self.active;
         self.find_oldest_top();
         if !jobs.retired.is_empty() || !jobs.retired_chunks.is_empty() {
             self.engage_helper();
@@ -629,6 +635,30 @@ impl SessionLog {
             self.back.hand_over(jobs);
             self.back.wake_disk();
         }
+    }
+
+    /// Bytes of the segments and the index that are not released.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        let segments = self.segments.iter().flatten().map(|s| u64::from(s.length));
+        segments.sum::<u64>() + (self.index.numbers().count() * index::CHUNK_BYTES) as u64
+    }
+
+    /// Releases the finished segment with the lowest numbers, if there is one and `old` says so
+    /// of when its last message was received. An ended session has no other segments.
+    pub(crate) fn release_oldest(&mut self, old: impl FnOnce(u64) -> bool) -> bool {
+        let last = self.segments.back().and_then(Option::as_ref);
+        let last = last.filter(|_| self.open && self.end.is_some()).map(|s| s.highest);
+        let top = self.oldest_top.min(last.unwrap_or(Seq(u32::MAX)));
+        if top == Seq(u32::MAX) || !self.look_up(top).is_none_or(|record| old(record.recv_ns)) {
+            return false;
+        }
+        if last == Some(top) {
+            // Should a late repair still come, it opens a new one.
+            (self.open, self.active) = (false, false);
+            self.find_oldest_top();
+        }
+        self.release_below(top.next());
+        true
     }
 
     fn find_oldest_top(&mut self) {
