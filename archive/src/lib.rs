@@ -227,6 +227,12 @@ impl Archive {
         self.shared.stream
     }
 
+    /// The size of a new segment.
+    #[must_use]
+    pub fn segment_bytes(&self) -> u64 {
+        self.shared.options.segment_bytes
+    }
+
     /// The sessions, ascending.
     pub fn sessions(&self) -> impl DoubleEndedIterator<Item = Session> + '_ {
         self.sessions.keys().copied()

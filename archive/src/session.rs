@@ -195,6 +195,34 @@ impl SessionLog {
         &self.synced
     }
 
+    /// The number up to which every number is stored, lost or released; 0 for none. Counted from
+    /// the lowest that the log knows anything of: it may have begun within its session.
+    #[must_use]
+    pub fn stored_up_to(&self) -> Seq {
+        self.reach(&self.stored)
+    }
+
+    /// As [`SessionLog::stored_up_to`], with what is stored being in [`SessionLog::synced`].
+    pub fn synced_up_to(&mut self) -> Seq {
+        self.synced();
+        self.reach(&self.synced)
+    }
+
+    fn reach(&self, stored: &RangeSet) -> Seq {
+        let known = [&self.stored, &self.lost].map(|set| set.as_slice().first().map(|r| r.first));
+        let Some(lowest) = known.into_iter().flatten().min() else {
+            return self.floor.prev();
+        };
+        let mut next = self.floor.max(lowest);
+        loop {
+            let on = self.lost.first_absent(stored.first_absent(next));
+            if on == next {
+                return next.prev();
+            }
+            next = on;
+        }
+    }
+
     /// The numbers recorded as existing nowhere, ascending.
     #[must_use]
     pub fn lost(&self) -> &RangeSet {
@@ -637,15 +665,18 @@ impl SessionLog {
         }
     }
 
-    /// Bytes of the segments and the index that are not released.
-    pub(crate) fn kept_bytes(&self) -> u64 {
+    /// Bytes of the segments and the index that are in use: not what is made ahead, nor what is
+    /// released and not removed yet.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
         let segments = self.segments.iter().flatten().map(|s| u64::from(s.length));
         segments.sum::<u64>() + (self.index.numbers().count() * index::CHUNK_BYTES) as u64
     }
 
-    /// Releases the finished segment with the lowest numbers, if there is one and `old` says so
-    /// of when its last message was received. An ended session has no other segments.
-    pub(crate) fn release_oldest(&mut self, old: impl FnOnce(u64) -> bool) -> bool {
+    /// Releases the finished segment with the lowest numbers and all numbers up to its highest, if
+    /// there is one and `old` says so of when that was received; returns whether it did. Of an ended
+    /// session all segments are finished.
+    pub fn release_oldest(&mut self, old: impl FnOnce(u64) -> bool) -> bool {
         let last = self.segments.back().and_then(Option::as_ref);
         let last = last.filter(|_| self.open && self.end.is_some()).map(|s| s.highest);
         let top = self.oldest_top.min(last.unwrap_or(Seq(u32::MAX)));
@@ -680,7 +711,10 @@ impl SessionLog {
         let path = crate::session_dir(self.session);
         self.back
             .flush(jobs)
-            .map_err(Error::io("sync", &self.back.storage.display(&path)))
+            .map_err(Error::io("sync", &self.back.storage.display(&path)))?;
+        self.synced.clone_from(&self.stored);
+        self.synced_to = self.back.synced();
+        Ok(())
     }
 
     /// Ends writing: everything on disk, and the checkpoint says that nothing follows it.

@@ -344,6 +344,16 @@ impl Default for Repair {
     }
 }
 
+/// What a server does when it has no room for what is not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    /// Take nothing more from the source.
+    Refuse,
+    /// Give up the oldest, and count them.
+    DropOldest,
+}
+
 /// How a client asks for repairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -380,6 +390,9 @@ pub struct Publish {
     pub archives: usize,
     /// Most bytes of messages kept; see [`Publish::retained`].
     pub retain: Option<Bytes>,
+    /// What happens when `retain` is full of what archives have not acknowledged; by default
+    /// producers wait. Without archives the oldest are always dropped.
+    pub when_full: Option<WhenFull>,
     /// Last sequence number of a session before the next one is opened.
     pub range_end: Option<u32>,
     /// First pause between the last message and a heartbeat, in milliseconds.
@@ -407,6 +420,12 @@ pub struct Publish {
 }
 
 impl Publish {
+    /// Whether the oldest messages make room for new ones.
+    #[must_use]
+    pub fn drops_oldest(&self) -> bool {
+        self.archives == 0 || self.when_full == Some(WhenFull::DropOldest)
+    }
+
     /// Most bytes of messages kept: as configured, or 256 MiB in a state directory, 64 MiB in
     /// memory, all of which is taken at the start.
     #[must_use]
@@ -560,6 +579,12 @@ pub struct Archive {
     /// Bytes of a segment file, a power of two.
     #[serde(default = "default_segment")]
     pub segment: Bytes,
+    /// Most bytes of segments and index kept over all sessions; by default all.
+    pub keep_bytes: Option<Bytes>,
+    /// Seconds after which a segment goes of which all was received before; by default never.
+    pub keep_age_s: Option<u64>,
+    /// Most sessions kept; by default all.
+    pub keep_sessions: Option<u32>,
     /// End the engine when the stream has ended and all of it is stored.
     #[serde(default)]
     pub exit_at_end: bool,
@@ -723,6 +748,12 @@ impl Config {
                     publish.stream
                 ));
             }
+            if publish.archives == 0 && publish.when_full == Some(WhenFull::Refuse) {
+                return invalid(format!(
+                    "[[publish]] {}: `when_full = \"refuse\"` needs `archives` above 0, else nothing ever makes room",
+                    publish.stream
+                ));
+            }
             if publish.archives > 15 {
                 return invalid(format!("[[publish]] {}: `archives` can be at most 15", publish.stream));
             }
@@ -732,6 +763,21 @@ impl Config {
             if !archive.segment.0.is_power_of_two() || !(1 << 16..=1 << 30).contains(&archive.segment.0) {
                 return invalid(format!(
                     "[[archive]] {}: `segment` must be a power of two from \"64 KiB\" to \"1 GiB\"",
+                    archive.stream
+                ));
+            }
+            if archive
+                .keep_bytes
+                .is_some_and(|b| b.0 < 2 * archive.segment.0 + (2 << 20))
+            {
+                return invalid(format!(
+                    "[[archive]] {}: `keep_bytes` must be at least two segments and \"2 MiB\" of index",
+                    archive.stream
+                ));
+            }
+            if archive.keep_age_s == Some(0) || archive.keep_sessions == Some(0) {
+                return invalid(format!(
+                    "[[archive]] {}: `keep_age_s` and `keep_sessions` must be at least 1; leave them out to keep all",
                     archive.stream
                 ));
             }
@@ -861,6 +907,36 @@ source = { stdin = true }
         assert!(error("[engine]\ninterface = \"lo\"").contains("nothing to do"));
         let twice = format!("{GOOD}[[publish]]\nstream = \"239.1.1.1:5000\"\nsource = {{ stdin = true }}");
         assert!(error(&twice).contains("the same identity"));
+    }
+
+    #[test]
+    fn what_is_kept_is_checked() {
+        let archive = |more: &str| {
+            format!("[engine]\ninterface = \"lo\"\n[[archive]]\nstream = \"239.1.1.1:5000\"\ndir = \"a\"\n{more}")
+        };
+        let config = Config::parse(
+            &archive("keep_bytes = \"1 GiB\"\nkeep_age_s = 86400\nkeep_sessions = 5"),
+            Path::new("x.toml"),
+        )
+        .unwrap();
+        let kept = &config.archive[0];
+        assert_eq!(kept.keep_bytes, Some(Bytes(1 << 30)));
+        assert_eq!((kept.keep_age_s, kept.keep_sessions), (Some(86400), Some(5)));
+        assert!(error(&archive("keep_bytes = \"32 MiB\"")).contains("two segments"));
+        assert!(error(&archive("keep_age_s = 0")).contains("leave them out"));
+        assert!(error(&archive("keep_sessions = 0")).contains("leave them out"));
+
+        let publish = |more: &str| GOOD.replace("[[publish]]", &format!("[[publish]]\n{more}"));
+        for (more, drops) in [
+            ("", true),
+            ("archives = 1", false),
+            ("archives = 1\nwhen_full = \"refuse\"", false),
+            ("archives = 1\nwhen_full = \"drop-oldest\"", true),
+        ] {
+            let config = Config::parse(&publish(more), Path::new("x.toml")).unwrap();
+            assert_eq!(config.publish[0].drops_oldest(), drops, "{more}");
+        }
+        assert!(error(&publish("when_full = \"refuse\"")).contains("needs `archives`"));
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub struct PublicationReport {
     pub acks: u64,
     /// Turns in which messages waited because what is not acknowledged filled the room.
     pub held_back: u64,
+    /// Messages given up to make room that too few archives had acknowledged (`when_full`).
+    pub dropped_unacknowledged: u64,
     /// Messages that fit no frame.
     pub oversize: u64,
     /// Messages skipped at the start because an earlier run had published them.
@@ -136,6 +138,10 @@ pub struct ArchiveReport {
     pub sessions: u64,
     /// Messages stored by this run.
     pub stored: u64,
+    /// Of the newest session: the number up to which every message is stored or known to be lost.
+    pub stored_up_to: u32,
+    /// The same for what a loss of power cannot take any more.
+    pub synced_up_to: u32,
     /// Records stored by this run.
     pub records: u64,
     /// Messages that came by repair.

@@ -156,6 +156,7 @@ fn a_server_that_is_full_can_be_stopped_and_goes_on_later() {
     let server = world.start("server", false, &roles);
     // Without an archive the server fills its log and takes no more.
     world.until_delivered("client1", 20);
+    world.until_said("server", "no room for new messages");
     terminate(server);
     assert!(world.delivered("client1") < world.size(), "it was held back");
     let archive = world.start("archive", false, &world.archive());
@@ -166,6 +167,60 @@ fn a_server_that_is_full_can_be_stopped_and_goes_on_later() {
     terminate(archive);
     world.assert_equal("client1");
     world.assert_archived();
+}
+
+#[test]
+fn a_full_server_gives_up_the_oldest_if_told_to_and_everybody_counts_them() {
+    let world = World::new(&["server", "archive", "client1"], 400_000);
+    let client = world.start("client1", false, &world.client("client1", false));
+    let archive = world.start("archive", false, &world.archive());
+    let roles = world.server(200_000, "retain = \"8 MiB\"\nwhen_full = \"drop-oldest\"");
+    let mut server = world.start("server", false, &roles);
+    world.until_delivered("client1", 10);
+    terminate(archive);
+    let recorded = world.report("archive")["archives"][0]["stored"].as_u64().unwrap();
+    world.until_delivered("client1", 100);
+    world.until_said("server", "GIVING UP the oldest messages");
+    let archive = world.start("archive", false, &world.archive());
+    server.wait(LIMIT).unwrap();
+    terminate(archive);
+    terminate(client);
+    world.assert_equal("client1");
+    let server = &world.report("server")["publications"][0];
+    let archive = &world.report("archive")["archives"][0];
+    let dropped = server["dropped_unacknowledged"].as_u64().unwrap();
+    assert!(0 < dropped && dropped < 400_000, "{server}");
+    assert_eq!(archive["lost"], dropped, "{archive}");
+    assert_eq!(archive["stored"], 400_000 - dropped - recorded, "{archive}");
+    assert_eq!(archive["missing"], 0, "{archive}");
+    for mark in ["stored_up_to", "synced_up_to"] {
+        assert_eq!(archive[mark], 400_000, "{archive}");
+    }
+}
+
+#[test]
+fn a_bounded_archive_gives_up_the_oldest_and_serves_the_rest() {
+    let world = World::new(&["server", "archive", "late"], 400_000);
+    let keep = "segment = \"1 MiB\"\nkeep_bytes = \"8 MiB\"\n";
+    let archive = world.start("archive", false, &(world.archive() + keep));
+    let mut server = world.start("server", false, &world.server(1_000_000, ""));
+    server.wait(LIMIT).unwrap();
+    let oldest = || {
+        let archive = seqcast_archive::Reader::open(&world.path("archive.d")).unwrap();
+        let session = archive.sessions().unwrap()[0];
+        let session = archive.session(session).unwrap();
+        assert_eq!(session.stored().as_slice().last().unwrap().last.0, 400_000);
+        session.stored().as_slice()[0].first.0
+    };
+    until("the oldest go", || oldest() > 200_000);
+    let before = oldest();
+    terminate(archive);
+    // It goes on where it was, and holds as much as before.
+    let archive = world.start("archive", false, &(world.archive() + keep));
+    terminate(archive);
+    assert_eq!(oldest(), before);
+    let report = &world.report("archive")["archives"][0];
+    assert_eq!(report["missing"], 0, "{report}");
 }
 
 #[test]

@@ -215,6 +215,12 @@ impl Archiver {
         self.recordings.iter().map(|r| r.gaps.missing()).sum()
     }
 
+    /// The lowest number of the newest session that is known to exist and not stored.
+    #[must_use]
+    pub fn first_missing(&self) -> Option<Seq> {
+        self.recordings.last()?.gaps.first()
+    }
+
     /// Whether the newest session has ended for good and all of it is stored or lost.
     #[must_use]
     pub fn complete(&self) -> bool {

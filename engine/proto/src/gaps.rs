@@ -231,6 +231,12 @@ impl Gaps {
         self.list.is_empty()
     }
 
+    /// The lowest missing number.
+    #[must_use]
+    pub fn first(&self) -> Option<Seq> {
+        self.list.iter().map(|g| g.range.first).min()
+    }
+
     /// How many messages are missing, an upper bound.
     #[must_use]
     pub fn missing(&self) -> u64 {

@@ -169,8 +169,18 @@ struct Kept {
     end: Option<End>,
     /// One set for each archive, by place in the list of peers.
     acked: Vec<RangeSet>,
-    /// Every number below is acknowledged by as many archives as required.
+    /// Every number below is acknowledged by as many archives as required, or given up.
     floor: Seq,
+}
+
+impl Kept {
+    /// Takes note of what the store gave up to make room: nobody can acknowledge it any more.
+    fn forget(&mut self, below: Seq) {
+        if below > self.floor {
+            self.floor = below;
+            self.acked.iter_mut().for_each(|set| set.remove_below(below));
+        }
+    }
 }
 
 fn bucket(per_second: u64, burst: u64, now: Nanos) -> Option<Bucket> {
@@ -710,6 +720,7 @@ impl Server {
             return;
         }
         let kept = &mut self.kept[at];
+        kept.forget(store.oldest(kept.session));
         // The highest number below which at least `required` archives have everything.
         let mut floor = kept.floor;
         for set in &kept.acked {
@@ -768,6 +779,11 @@ impl Server {
     }
 
     fn beat(&mut self, now: Now, store: &mut impl ServerStore, out: &mut impl Outbox) {
+        if self.config.archives > 0 {
+            for kept in &mut self.kept {
+                kept.forget(store.oldest(kept.session));
+            }
+        }
         let current = self.current();
         let before = self.kept.len().checked_sub(2).map(|i| &self.kept[i]);
         let stamp = Stamp {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
-use seqcast_archive::{Options, SyncPolicy};
+use seqcast_archive::{Keep as Limits, Options, SyncPolicy};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::gaps::GapConfig;
@@ -147,6 +147,13 @@ pub(super) struct Publish {
     retry_at: Nanos,
     resumed_at: u64,
     held_back: u64,
+    /// Since when nothing could be sent for want of room, and whether that was said.
+    full_since: Option<Nanos>,
+    full_said: bool,
+    /// Whether it was said that messages were given up for new ones.
+    drop_said: bool,
+    /// Archives that must acknowledge a message.
+    archives: usize,
     /// Since when the source has been asked to stop.
     stopped_at: Option<Nanos>,
     /// How long it may then take until all of it is sent.
@@ -164,7 +171,7 @@ impl Publish {
     pub(super) fn open(config: &config::Publish, with: &Setting<'_>, program: Option<Feed>) -> Result<Publish> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[publish]] {}", config.stream);
-        let drop_oldest = config.archives == 0;
+        let drop_oldest = config.drops_oldest();
         let mut store = match &config.state {
             Some(dir) => {
                 let log = Retention::open(dir, stream, with.origin, config.retained(), drop_oldest);
@@ -230,6 +237,10 @@ impl Publish {
             retry_at: with.now.mono + wait,
             resumed_at,
             held_back: 0,
+            full_since: None,
+            full_said: false,
+            drop_said: false,
+            archives: config.archives,
             stopped_at: None,
             patience: config.linger_max_ms * MILLIS,
             broken: None,
@@ -267,6 +278,7 @@ impl Publish {
             (sent, blocked) = self.server.publish(now, PUBLISH_BUDGET, source, &mut self.store, out);
             if sent > 0 {
                 source.taken();
+                self.full_since = None;
             }
             match blocked {
                 None | Some(Blocked::Closed) => {}
@@ -276,12 +288,14 @@ impl Publish {
                 Some(Blocked::Unacknowledged) => {
                     self.held_back += 1;
                     self.retry_at = now.mono + MILLIS;
+                    self.full_since.get_or_insert(now.mono);
                 }
                 Some(Blocked::StoreFailed) => self.failed = true,
                 // Looked at with the rest that needs no look in every turn.
                 Some(Blocked::Superseded(_)) => self.retry_at = Nanos::MAX,
             }
         }
+        self.say_when_full(now);
         // A stream that is sent as fast as it goes leaves repairs one frame in 64: whoever asks for
         // everything, for ever, slows it by less than 2 %. Archives have no such duty.
         let budget = if self.has_messages(now) { 1 } else { REPAIR_BUDGET };
@@ -292,6 +306,33 @@ impl Publish {
             Nanos::MAX
         };
         (sent, due.min(retry))
+    }
+
+    /// Messages given up that too few archives had acknowledged.
+    fn dropped(&self) -> u64 {
+        if self.archives > 0 { self.store.dropped() } else { 0 }
+    }
+
+    /// Says once that messages wait for room, or had to make it.
+    #[inline]
+    fn say_when_full(&mut self, now: Now) {
+        if !self.drop_said && self.dropped() > 0 {
+            self.drop_said = true;
+            eprintln!(
+                "{}: {}: `retain` is full: GIVING UP the oldest messages, which no archive has acknowledged (`when_full = \"drop-oldest\"`; counted as `dropped_unacknowledged`)",
+                self.name, self.group
+            );
+        }
+        if !self.full_said && self.full_since.is_some_and(|since| now.mono - since >= SECONDS) {
+            self.full_said = true;
+            eprintln!(
+                "{}: {}: no room for new messages: {} are not acknowledged by {} archives; the source waits. Start the archives, raise `retain` (and `unacknowledged_max`, if set), or give up the oldest with `when_full = \"drop-oldest\"`",
+                self.name,
+                self.group,
+                self.server.unacknowledged(),
+                self.archives
+            );
+        }
     }
 
     /// Looks for another server on this stream.
@@ -393,6 +434,7 @@ impl Publish {
             foreign: stats.foreign,
             acks: stats.acks,
             held_back: self.held_back,
+            dropped_unacknowledged: self.dropped(),
             oversize: stats.oversize,
             resumed_at: self.resumed_at,
         }
@@ -705,7 +747,14 @@ pub(super) struct Record {
     exit_at_end: bool,
     /// A second server was reported.
     rival: bool,
+    /// When the archive's limits are next looked at.
+    tidy_at: Nanos,
+    /// Up to where everything is stored, and on disk, at the end.
+    watermarks: (Seq, Seq),
 }
+
+/// Time between two looks at an archive's limits.
+const TIDY_EVERY: Nanos = SECONDS;
 
 impl Record {
     /// Opens the archive.
@@ -719,8 +768,14 @@ impl Record {
             },
             ..Options::default()
         };
-        let mut store =
-            Recorder::open(&config.dir, stream, options).with_context(|| format!("[[archive]] {}", config.stream))?;
+        let limits = Limits {
+            bytes: config.keep_bytes.map(|bytes| bytes.0),
+            age: config.keep_age_s.map(Duration::from_secs),
+            sessions: config.keep_sessions,
+        };
+        let mut store = Recorder::open(&config.dir, stream, options)
+            .with_context(|| format!("[[archive]] {}", config.stream))?
+            .keeping(limits);
         let archiver = ArchiverConfig {
             synced: config.ack == Ack::Synced,
             repair: repair(config.stream, &config.repair),
@@ -734,6 +789,8 @@ impl Record {
             store,
             exit_at_end: config.exit_at_end,
             rival: false,
+            tidy_at: if limits.is_all() { Nanos::MAX } else { with.now.mono },
+            watermarks: (Seq(0), Seq(0)),
         })
     }
 
@@ -751,7 +808,12 @@ impl Record {
 
     /// One turn: when the next one is due.
     pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
-        self.archiver.poll(now, REPAIR_BUDGET, &mut self.store, out)
+        if now.mono >= self.tidy_at {
+            self.tidy_at = now.mono + TIDY_EVERY;
+            self.store.tidy(now.wall);
+        }
+        let due = self.archiver.poll(now, REPAIR_BUDGET, &mut self.store, out);
+        due.min(self.tidy_at)
     }
 
     /// Whether the stream has ended, all of it is stored, and that is what was asked for.
@@ -772,9 +834,12 @@ impl Record {
 
     /// Syncs and sends the last acknowledgements.
     pub(super) fn say_goodbye<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Result<()> {
-        self.store
-            .sync()
-            .with_context(|| format!("[[archive]] {}", self.group))?;
+        let synced = self.store.sync();
+        let (stored, on_disk) = self.store.watermarks();
+        // What is missing may lie below all that is stored.
+        let below = self.archiver.first_missing().map_or(stored, Seq::prev);
+        self.watermarks = (stored.min(below), on_disk.min(below));
+        synced.with_context(|| format!("[[archive]] {}", self.group))?;
         self.archiver.close(now, &mut self.store, out);
         Ok(())
     }
@@ -785,6 +850,8 @@ impl Record {
             stream: self.group.to_string(),
             sessions: self.store.session_count(),
             stored: stats.stored,
+            stored_up_to: self.watermarks.0.0,
+            synced_up_to: self.watermarks.1.0,
             records: stats.records,
             repaired: stats.repaired,
             duplicates: stats.duplicates,

@@ -51,6 +51,8 @@ pub(super) struct Window {
     sessions: VecDeque<Known>,
     /// Old frames make room for new ones; otherwise they stay until they are released.
     drop_oldest: bool,
+    /// Messages that had to make room.
+    dropped: u64,
 }
 
 impl Window {
@@ -71,7 +73,13 @@ impl Window {
             most,
             sessions: VecDeque::with_capacity(ENDED + 1),
             drop_oldest,
+            dropped: 0,
         }
+    }
+
+    /// Messages given up for new ones.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Where `len` bytes in one piece would begin; `None` when too much is kept for them.
@@ -139,9 +147,10 @@ impl Store for Window {
 impl ServerStore for Window {
     fn has_room(&mut self, bytes: usize) -> bool {
         while self.drop_oldest && self.place(bytes).is_none() {
-            if self.frames.pop_front().is_none() {
+            let Some(frame) = self.frames.pop_front() else {
                 return false;
-            }
+            };
+            self.dropped += u64::from(frame.count);
         }
         self.place(bytes).is_some()
     }

@@ -164,6 +164,13 @@ impl World {
         fs::metadata(&self.input).unwrap().len()
     }
 
+    /// Waits until a process has said this on standard error.
+    pub fn until_said(&self, name: &str, words: &str) {
+        until(&format!("{name} says `{words}`"), || {
+            fs::read_to_string(self.path(&format!("{name}.log"))).is_ok_and(|log| log.contains(words))
+        });
+    }
+
     /// Waits until a client has written this share of the input.
     pub fn until_delivered(&self, name: &str, percent: u64) {
         until(&format!("{name} delivers {percent} %"), || {
