@@ -10,7 +10,7 @@ use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use crate::wire::{
-    Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, MAX_RANGES, Refusals, Role, Stamp, flags,
+    Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, MAX_RANGES, Reason, Refusals, Role, Stamp, flags,
 };
 
 /// Settings of an archiver.
@@ -270,7 +270,11 @@ impl Archiver {
                 };
                 if let Some(at) = self.recordings.iter().position(|r| r.session == session) {
                     self.set_end(now.mono, at, end, store);
-                    if header.has(flags::FROM_SERVER) {
+                    let by_server = header.has(flags::FROM_SERVER);
+                    self.recordings[at]
+                        .gaps
+                        .ended(end.last, from, by_server, &self.parties, now.mono);
+                    if by_server {
                         let previous = Session(body.previous_session.get());
                         self.on_neighbours(session, previous, end.next);
                     }
@@ -564,10 +568,7 @@ impl Archiver {
             let gaps = &mut recording.gaps;
             recording.have.absent(all, |r| gaps.miss(r, now));
         }
-        if let Some(gap) = SeqRange::new(recording.horizon, last) {
-            recording.gaps.miss(gap, now);
-            recording.horizon = gap.end();
-        }
+        recording.miss_up_to(last.next(), now);
         recording.end = Some(end);
         recording.dirty = true;
         if last < Seq::FIRST && !recording.opened {
@@ -587,8 +588,10 @@ impl Archiver {
             return;
         };
         for (range, reason, retry_ms) in refusals.iter() {
-            let beyond = recording.horizon.max(recording.end.map_or(Seq(0), |e| e.last).next());
-            recording.traced |= by_server && reason.is_final() && range.contains(beyond);
+            if reason.is_of_the_past() && recording.end.is_none() {
+                recording.miss_up_to(range.end(), now);
+            }
+            recording.traced |= by_server && reason == Reason::UnknownSession;
             recording
                 .gaps
                 .refused(range, from, by_server, (reason, retry_ms), &self.parties, now);
@@ -719,6 +722,14 @@ impl Archiver {
 }
 
 impl Recording {
+    /// All numbers below `end` exist.
+    fn miss_up_to(&mut self, end: Seq, now: Nanos) {
+        if let Some(gap) = SeqRange::new(self.horizon, end.prev()) {
+            self.gaps.miss(gap, now);
+            self.horizon = end;
+        }
+    }
+
     fn have_again(&mut self, range: SeqRange) {
         // The set is as large as what is stored may be scattered; beyond, some is fetched again
         // and found to be there.

@@ -303,7 +303,7 @@ impl<F: AsRef<[u8]>> Client<F> {
                     last: header.sequence().prev(),
                     next: Session(body.next_session.get()),
                 };
-                self.on_end(now, header, end, app);
+                self.on_end(now, from, header, end, app);
             }
             Body::Unavailable(refusals) => self.on_unavailable(now, from, header, refusals),
             Body::Nak(ranges) => {
@@ -599,7 +599,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
     }
 
-    fn on_end(&mut self, now: Now, header: &Header, end: End, app: &mut impl Application) {
+    fn on_end(&mut self, now: Now, from: SocketAddrV4, header: &Header, end: End, app: &mut impl Application) {
         let session = header.session();
         if self.cursor.session == Session::NONE || session > self.cursor.session {
             // The end of a session that this client never saw; what follows will say the rest.
@@ -609,6 +609,9 @@ impl<F: AsRef<[u8]>> Client<F> {
         } else if session == self.cursor.session {
             self.heard = now.mono;
             self.set_end(now, end);
+            // A server that lost power may not know what it sent last.
+            let by_server = header.has(flags::FROM_SERVER);
+            self.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
         }
     }
 
@@ -619,13 +622,18 @@ impl<F: AsRef<[u8]>> Client<F> {
             Some(known) if end.next == Session::NONE => known.next,
             _ => end.next,
         };
-        if let Some(gap) = SeqRange::new(self.horizon, last) {
-            self.cursor.stats.gaps += 1;
-            self.gaps.miss(gap, now.mono);
-            self.horizon = gap.end();
-        }
+        self.miss_up_to(last.next(), now);
         self.gaps.forget_above(last);
         self.end = Some(End { last, next });
+    }
+
+    /// All numbers below `end` exist, as somebody who does not send them has told.
+    fn miss_up_to(&mut self, end: Seq, now: Now) {
+        if let Some(gap) = SeqRange::new(self.horizon, end.prev()) {
+            self.cursor.stats.gaps += 1;
+            self.gaps.miss(gap, now.mono);
+            self.horizon = end;
+        }
     }
 
     fn on_unavailable(&mut self, now: Now, from: SocketAddrV4, header: &Header, refusals: Refusals<'_>) {
@@ -634,6 +642,9 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
         let by_server = header.has(flags::FROM_SERVER);
         for (range, reason, retry_ms) in refusals.iter() {
+            if reason.is_of_the_past() && self.end.is_none() {
+                self.miss_up_to(range.end(), now);
+            }
             self.gaps
                 .refused(range, from, by_server, (reason, retry_ms), &self.parties, now.mono);
         }

@@ -452,6 +452,14 @@ impl Gaps {
         }
     }
 
+    /// Takes the word of a party that its session ended with `last`: what lies behind it will never
+    /// come from there.
+    pub fn ended(&mut self, last: Seq, from: SocketAddrV4, by_server: bool, parties: &Parties, now: Nanos) {
+        if let Some(beyond) = SeqRange::new(last.next(), Seq::LAST) {
+            self.refused(beyond, from, by_server, (Reason::TooOld, 0), parties, now);
+        }
+    }
+
     /// Another client has asked everyone for `range`: what of it was not asked for yet waits for
     /// the answer to that.
     pub fn asked_by_another(&mut self, range: SeqRange, now: Nanos) {

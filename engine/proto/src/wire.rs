@@ -162,6 +162,12 @@ impl Reason {
     pub fn is_final(self) -> bool {
         matches!(self, Reason::TooOld | Reason::Lost | Reason::UnknownSession)
     }
+
+    /// Whether only numbers that were used are refused so: the session reaches beyond them.
+    #[must_use]
+    pub fn is_of_the_past(self) -> bool {
+        matches!(self, Reason::TooOld | Reason::Lost)
+    }
 }
 
 /// Body of a HEARTBEAT, before its endpoints.

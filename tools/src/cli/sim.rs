@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Look for a smaller run that breaks the same rule.
     #[arg(long)]
     shrink: bool,
+    /// Go on after a failure, list every seed that breaks a rule, and explain the lowest.
+    #[arg(long)]
+    keep_going: bool,
     /// Print this many lines of the timeline of a failure.
     #[arg(long, value_name = "N", default_value_t = 80)]
     lines: usize,
@@ -74,12 +77,18 @@ fn simulate(args: &Args) -> Result<ExitCode> {
             first..u64::MAX
         }
     };
-    let total = search(&seeds, args.hours.map(|h| started + h), args.jobs);
+    let mut total = search(&seeds, args.hours.map(|h| started + h), args.jobs, args.keep_going);
     total.print(started.elapsed())?;
-    let Some((seed, failure)) = total.failed else {
+    total.failed.sort_by_key(|(seed, _)| *seed);
+    if args.keep_going {
+        for (seed, failure) in &total.failed {
+            writeln!(io::stdout(), "seed {seed}: {failure}")?;
+        }
+    }
+    let Some((seed, failure)) = total.failed.first() else {
         return Ok(ExitCode::SUCCESS);
     };
-    explain(args, seed, failure)?;
+    explain(args, *seed, failure.clone())?;
     Ok(ExitCode::FAILURE)
 }
 
@@ -88,11 +97,12 @@ struct Total {
     runs: u64,
     counts: Counts,
     slowest: u64,
-    failed: Option<(u64, Failure)>,
+    failed: Vec<(u64, Failure)>,
 }
 
-/// Plays the seeds until one fails, they are all played, or the time is over.
-fn search(seeds: &Range<u64>, until: Option<Instant>, jobs: Option<u16>) -> Total {
+/// Plays the seeds until one fails (or, to `keep_going`, any number), they are all played, or the
+/// time is over.
+fn search(seeds: &Range<u64>, until: Option<Instant>, jobs: Option<u16>, keep_going: bool) -> Total {
     let next = AtomicU64::new(seeds.start);
     let total = Mutex::new(Total::default());
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -110,12 +120,8 @@ fn search(seeds: &Range<u64>, until: Option<Instant>, jobs: Option<u16>) -> Tota
                     let outcome = play(&Plan::of(seed), None);
                     let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                     total.add(&outcome.counts);
-                    if let Some(failure) = outcome.failure
-                        && total.failed.as_ref().is_none_or(|(s, _)| seed < *s)
-                    {
-                        total.failed = Some((seed, failure));
-                    }
-                    if total.failed.is_some() {
+                    total.failed.extend(outcome.failure.map(|f| (seed, f)));
+                    if !keep_going && !total.failed.is_empty() {
                         return;
                     }
                 }

@@ -381,14 +381,15 @@ impl Disk<Retention> {
 }
 
 impl Disk<Recorder> {
-    /// Writes everything to stable storage, as the helper thread does in time.
-    pub(super) fn sync(&mut self) {
+    /// Writes everything to stable storage, as the helper thread does in time. Returns whether
+    /// the disk took it.
+    pub(super) fn sync(&mut self) -> bool {
         match &mut self.inner {
             Inner::Table(table) => table.unsynced.clear(),
-            // A sync that fails acknowledges nothing; the oracles see to that.
-            Inner::Log(_, Some(log)) => drop(log.sync()),
-            Inner::Log(_, None) => {}
+            Inner::Log(_, Some(log)) => return log.sync().is_ok(),
+            Inner::Log(_, None) => return false,
         }
+        true
     }
 }
 

@@ -786,9 +786,12 @@ impl<'a> World<'a> {
         if self.plan.synced || self.plan.medium == Medium::Log {
             let stored = machine.stats().stored;
             if stored != archive.stored && now.mono >= archive.synced_at + 3 * MILLIS {
-                archive.disk.sync();
-                archive.stored = stored;
                 archive.synced_at = now.mono;
+                if archive.disk.sync() {
+                    archive.stored = stored;
+                } else {
+                    sync_due = now.mono + 10 * MILLIS;
+                }
             } else if stored != archive.stored {
                 sync_due = archive.synced_at + 3 * MILLIS;
             }
