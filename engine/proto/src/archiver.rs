@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
 use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
-use crate::io::{ArchiveStore, End, Outbox, Record, Refused};
+use crate::io::{ArchiveStore, End, Lookup, Outbox, Record, Refused, Store};
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
@@ -600,7 +600,12 @@ impl Archiver {
 
     /// Runs what is due: NAKs, ACKs, repairs. Returns when to call again at the latest.
     pub fn poll(&mut self, now: Now, budget: usize, store: &mut impl ArchiveStore, out: &mut impl Outbox) -> Nanos {
-        self.responder.pump(now, budget, store, out);
+        let known = Known {
+            store: &*store,
+            recordings: &self.recordings,
+            before: now.mono.checked_sub(ALONE),
+        };
+        self.responder.pump(now, budget, &known, out);
         let mut due = self.responder.next_due(now.mono);
         for at in 0..self.recordings.len() {
             if self.recordings[at].gaps.is_due(now.mono, Seq(u32::MAX)) {
@@ -718,6 +723,38 @@ impl Archiver {
     pub fn close(&mut self, now: Now, store: &mut impl ArchiveStore, out: &mut impl Outbox) {
         self.repeat_due = now.mono;
         self.acknowledge(now, store, out);
+    }
+}
+
+/// What the store holds, and what else is known of numbers that it does not hold.
+struct Known<'a, S> {
+    store: &'a S,
+    recordings: &'a [Recording],
+    /// What the server has refused since then may yet come from an archive that was away.
+    before: Option<Nanos>,
+}
+
+impl<S: Store> Store for Known<'_, S> {
+    fn look_up(&self, session: Session, seq: Seq) -> Lookup<'_> {
+        let found = self.store.look_up(session, seq);
+        let Lookup::Absent(Reason::NotYet, upto) = found else {
+            return found;
+        };
+        // What the server has let go of comes from another archive or not at all. Two that miss
+        // the same must not wait for each other.
+        let recording = self.recordings.iter().find(|r| r.session == session);
+        match recording.and_then(|r| Some(r.gaps.let_go(seq, self.before?)?.min(r.horizon.prev()))) {
+            Some(last) if last >= seq => Lookup::Absent(Reason::TooOld, last.min(upto)),
+            _ => found,
+        }
+    }
+
+    fn end_of(&self, session: Session) -> Option<End> {
+        self.store.end_of(session)
+    }
+
+    fn previous_of(&self, session: Session) -> Session {
+        self.store.previous_of(session)
     }
 }
 

@@ -179,6 +179,8 @@ struct Gap {
     open: bool,
     /// One bit a party that will never have it.
     refused_by: u16,
+    /// When the server's bit was set.
+    let_go_at: Nanos,
 }
 
 /// What keeps a gap from being asked for.
@@ -306,6 +308,7 @@ impl Gaps {
                         questions: 0,
                         open: false,
                         refused_by: 0,
+                        let_go_at: 0,
                     };
                     self.list.insert(at, gap);
                     self.next_due = self.next_due.min(due);
@@ -434,6 +437,7 @@ impl Gaps {
                 // A server lets go of what archives have stored: one that did not know it when it
                 // was asked may have it by now. Their word counts from here on.
                 gap.refused_by = REFUSED_BY_SERVER;
+                gap.let_go_at = now;
             } else if reason.is_final() {
                 gap.refused_by |= bit;
             }
@@ -458,6 +462,15 @@ impl Gaps {
         if let Some(beyond) = SeqRange::new(last.next(), Seq::LAST) {
             self.refused(beyond, from, by_server, (Reason::TooOld, 0), parties, now);
         }
+    }
+
+    /// From `seq` on, the last number in a row that is missing and that the server has refused for
+    /// good at `before` or earlier.
+    #[must_use]
+    pub fn let_go(&self, seq: Seq, before: Nanos) -> Option<Seq> {
+        let gap = self.list.get(self.list.partition_point(|g| g.range.last < seq))?;
+        let refused = gap.refused_by & REFUSED_BY_SERVER != 0 && gap.let_go_at <= before;
+        (gap.range.contains(seq) && refused).then_some(gap.range.last)
     }
 
     /// Another client has asked everyone for `range`: what of it was not asked for yet waits for
@@ -499,6 +512,11 @@ impl Gaps {
         for gap in &mut self.list {
             if gap.open && gap.due <= now.mono {
                 gap.open = false;
+                if !gap.tries.is_multiple_of(2) {
+                    // An archive that is away may hold it, or have passed it on to one that did
+                    // not have it yet: they count as refusing only when all do in a row.
+                    gap.refused_by &= REFUSED_BY_SERVER;
+                }
             } else if gap.open {
                 outstanding = outstanding.saturating_add(gap.range.len());
             }
@@ -535,6 +553,10 @@ impl Gaps {
             let gap = &mut self.list[at];
             if gap.questions == 0 {
                 gap.born = now.mono;
+            }
+            if parties.group.is_some() && !server {
+                // All archives are asked at once and answer anew.
+                gap.refused_by &= REFUSED_BY_SERVER;
             }
             gap.tries += 1;
             gap.questions += 1;

@@ -197,8 +197,9 @@ impl Store for Table {
         if let Some(lost) = log.lost.iter().find(|r| r.contains(seq)) {
             return Lookup::Absent(Reason::Lost, lost.last);
         }
-        if seq.0 < log.floor {
-            return Lookup::Absent(Reason::TooOld, Seq(log.floor - 1));
+        let oldest = self.oldest(session);
+        if seq < oldest {
+            return Lookup::Absent(Reason::TooOld, oldest.prev());
         }
         let above = log.records.range(seq.0..).next();
         let upto = above.map_or(u32::MAX, |(first, _)| first - 1);

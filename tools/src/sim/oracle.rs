@@ -99,11 +99,6 @@ impl Truth {
         self.forgotten.insert((session, seq));
     }
 
-    /// Whether something is gone that was acknowledged.
-    pub(super) fn is_short(&self) -> bool {
-        !self.forgotten.is_empty()
-    }
-
     pub(super) fn is_withdrawn(&self, session: Session, seq: Seq) -> bool {
         self.withdrawn.get(&session.0).is_some_and(|from| seq.0 >= *from)
     }
