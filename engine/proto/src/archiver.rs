@@ -165,22 +165,28 @@ impl Archiver {
         let mut sessions = Vec::new();
         store.sessions(&mut |s| sessions.push(s));
         for &session in sessions.iter().rev().take(MAX_RECORDINGS).rev() {
-            let mut recording = archiver.new_recording(session, store.previous_of(session));
-            recording.opened = true;
-            store.stored(session, false, &mut |r| recording.have_again(r));
-            store.lost(session, &mut |r| recording.have_again(r));
-            recording.end = store.end_of(session);
-            if let Some(end) = recording.end {
-                recording.horizon = recording.horizon.max(end.last.next());
-                // Nothing more will be heard of it, so its holes are asked for now.
-                if let Some(all) = SeqRange::new(Seq::FIRST, end.last) {
-                    let Recording { have, gaps, .. } = &mut recording;
-                    have.absent(all, |r| gaps.miss(r, now));
-                }
-            }
+            let recording = archiver.recall(session, now, store);
             archiver.recordings.push(recording);
         }
         archiver
+    }
+
+    /// What the store holds of a session.
+    fn recall<S: ArchiveStore>(&self, session: Session, now: Nanos, store: &mut S) -> Recording {
+        let mut recording = self.new_recording(session, store.previous_of(session));
+        recording.opened = true;
+        store.stored(session, false, &mut |r| recording.have_again(r));
+        store.lost(session, &mut |r| recording.have_again(r));
+        recording.end = store.end_of(session);
+        if let Some(end) = recording.end {
+            recording.horizon = recording.horizon.max(end.last.next());
+            // Nothing more will be heard of it, so its holes are asked for now.
+            if let Some(all) = SeqRange::new(Seq::FIRST, end.last) {
+                let Recording { have, gaps, .. } = &mut recording;
+                have.absent(all, |r| gaps.miss(r, now));
+            }
+        }
+        recording
     }
 
     fn new_recording(&self, session: Session, previous: Session) -> Recording {
@@ -268,22 +274,32 @@ impl Archiver {
                     last: header.sequence().prev(),
                     next: Session(body.next_session.get()),
                 };
-                if let Some(at) = self.recordings.iter().position(|r| r.session == session) {
+                let by_server = header.has(flags::FROM_SERVER);
+                let known = self.recordings.iter().position(|r| r.session == session);
+                // Of a session that this archive missed as a whole, a server tells it by itself.
+                let missed = by_server && self.recordings.last().is_some_and(|r| r.session > session);
+                let at = match known {
+                    None if missed => Some(self.add_missed(now.mono, session, store)),
+                    known => known,
+                };
+                if let Some(at) = at {
                     self.set_end(now.mono, at, end, store);
-                    let by_server = header.has(flags::FROM_SERVER);
-                    self.recordings[at]
-                        .gaps
-                        .ended(end.last, from, by_server, &self.parties, now.mono);
-                    if by_server {
-                        let previous = Session(body.previous_session.get());
-                        self.on_neighbours(session, previous, end.next);
+                    let recording = &mut self.recordings[at];
+                    recording.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
+                    recording.traced |= by_server;
+                    let previous = Session(body.previous_session.get());
+                    if previous < session && previous != Session::NONE {
+                        recording.previous = previous;
+                    }
+                    for missed in [previous, end.next] {
+                        self.on_missed(now.mono, missed, store);
                     }
                 }
             }
             Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && from != self.config.local => {
                 self.responder.on_nak(now, from, session, &ranges, out);
             }
-            Body::Unavailable(refusals) => self.on_unavailable(now.mono, from, header, refusals),
+            Body::Unavailable(refusals) => self.on_unavailable(now.mono, from, header, refusals, store),
             Body::Nak(_) | Body::Ack(_) => {}
         }
     }
@@ -319,7 +335,8 @@ impl Archiver {
 
     fn add(&mut self, recording: Recording) -> usize {
         if self.recordings.len() == MAX_RECORDINGS {
-            self.recordings.remove(0);
+            let settled = self.recordings.iter().position(Recording::is_settled);
+            self.recordings.remove(settled.unwrap_or(0));
         }
         let at = self.recordings.partition_point(|r| r.session < recording.session);
         self.recordings.insert(at, recording);
@@ -468,34 +485,31 @@ impl Archiver {
         let at = match self.recordings.iter().position(|r| r.session == previous) {
             Some(at) if self.recordings[at].end == Some(end) => return,
             Some(at) => at,
-            None => {
-                // The store learns of it with the first message that can be had.
-                let mut recording = self.new_recording(previous, Session::NONE);
-                recording.oldest = Some(Seq::FIRST);
-                self.add(recording)
-            }
+            None => self.add_missed(now, previous, store),
         };
         self.set_end(now, at, end, store);
     }
 
-    /// The server says what came before and after a session.
-    fn on_neighbours(&mut self, session: Session, previous: Session, next: Session) {
-        let Some(at) = self.recordings.iter().position(|r| r.session == session) else {
-            return;
+    /// Watches a session of which nothing was heard while it was open, and returns its place.
+    fn add_missed(&mut self, now: Nanos, session: Session, store: &mut impl ArchiveStore) -> usize {
+        let mut held = false;
+        store.sessions(&mut |s| held |= s == session);
+        let mut recording = if held {
+            self.recall(session, now, store)
+        } else {
+            // The store learns of it with the first message that can be had.
+            self.new_recording(session, Session::NONE)
         };
-        let recording = &mut self.recordings[at];
-        recording.traced = true;
-        if previous < session && previous != Session::NONE {
-            recording.previous = previous;
-        }
+        recording.oldest = Some(Seq::FIRST);
+        self.add(recording)
+    }
+
+    /// Somebody says that there was a session.
+    fn on_missed(&mut self, now: Nanos, session: Session, store: &mut impl ArchiveStore) {
+        let known = session == Session::NONE || self.recordings.iter().any(|r| r.session == session);
         let newest = self.recordings.last().map_or(Session::NONE, |r| r.session);
-        for missed in [previous, next] {
-            let known = missed == Session::NONE || self.recordings.iter().any(|r| r.session == missed);
-            if !known && missed < newest && self.recordings.len() < MAX_RECORDINGS {
-                let mut recording = self.new_recording(missed, Session::NONE);
-                recording.oldest = Some(Seq::FIRST);
-                self.add(recording);
-            }
+        if !known && session < newest && self.recordings.len() < MAX_RECORDINGS {
+            self.add_missed(now, session, store);
         }
     }
 
@@ -517,16 +531,13 @@ impl Archiver {
         }
     }
 
-    /// Whether it is settled which session came before that at `at`, as far as anyone knows.
+    /// Whether the session at `at` is known to have followed the one before it in the list.
     fn is_linked(&self, at: usize) -> bool {
-        let recording = &self.recordings[at];
-        // Of the newest the heartbeats say it.
-        let newest = at + 1 == self.recordings.len() && recording.oldest.is_some();
-        recording.traced || newest
+        self.recordings[at].previous == self.recordings[at - 1].session
     }
 
-    /// Older sessions whose end no server has told: the newest server is asked, and when it does
-    /// not know, they end with what is known of them.
+    /// Older sessions whose end no server has told: everyone is asked, and when nobody knows, they
+    /// end with what is known of them.
     fn close_forgotten(&mut self, now: Nanos, store: &mut impl ArchiveStore) {
         for at in 0..self.recordings.len().saturating_sub(1) {
             if self.recordings[at].end.is_some_and(|e| e.next != Session::NONE) {
@@ -535,6 +546,7 @@ impl Archiver {
             let (follower, linked) = (self.recordings[at + 1].session, self.is_linked(at + 1));
             let recording = &mut self.recordings[at];
             if let Some(end) = recording.end {
+                // Without a link it stays open what followed.
                 if linked {
                     self.set_end(now, at, End { next: follower, ..end }, store);
                 }
@@ -581,7 +593,14 @@ impl Archiver {
         self.ack_due = now;
     }
 
-    fn on_unavailable(&mut self, now: Nanos, from: SocketAddrV4, header: &Header, refusals: Refusals<'_>) {
+    fn on_unavailable(
+        &mut self,
+        now: Nanos,
+        from: SocketAddrV4,
+        header: &Header,
+        refusals: Refusals<'_>,
+        store: &mut impl ArchiveStore,
+    ) {
         let by_server = header.has(flags::FROM_SERVER);
         let session = header.session();
         let Some(recording) = self.recordings.iter_mut().find(|r| r.session == session) else {
@@ -595,6 +614,9 @@ impl Archiver {
             recording
                 .gaps
                 .refused(range, from, by_server, (reason, retry_ms), &self.parties, now);
+        }
+        if refusals.iter().any(|(_, reason, _)| reason == Reason::UnknownSession) {
+            self.on_missed(now, header.later_session(), store);
         }
     }
 
@@ -638,15 +660,13 @@ impl Archiver {
             }
         }
         let beyond = range.last >= recording.horizon && recording.end.is_none();
-        if beyond
-            && let Some(follower) = self.recordings.get(at + 1).map(|r| r.session)
-            && self.is_linked(at + 1)
-        {
-            let end = End {
-                last: self.recordings[at].horizon.prev(),
-                next: follower,
+        if beyond && at + 1 < self.recordings.len() {
+            let next = match self.is_linked(at + 1) {
+                true => self.recordings[at + 1].session,
+                false => Session::NONE,
             };
-            self.set_end(now, at, end, store);
+            let last = self.recordings[at].horizon.prev();
+            self.set_end(now, at, End { last, next }, store);
         }
     }
 
@@ -756,9 +776,18 @@ impl<S: Store> Store for Known<'_, S> {
     fn previous_of(&self, session: Session) -> Session {
         self.store.previous_of(session)
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        self.store.session_after(session)
+    }
 }
 
 impl Recording {
+    /// Whether nothing more is to be expected of it.
+    fn is_settled(&self) -> bool {
+        self.end.is_some_and(|e| e.next != Session::NONE) && self.gaps.is_empty()
+    }
+
     /// All numbers below `end` exist.
     fn miss_up_to(&mut self, end: Seq, now: Nanos) {
         if let Some(gap) = SeqRange::new(self.horizon, end.prev()) {

@@ -8,7 +8,7 @@ use crate::io::{Application, Delivery, End, Event, Outbox, Path};
 use crate::ranges::RangeSet;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
-use crate::wire::{Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, Refusals, Role, flags};
+use crate::wire::{Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, Reason, Refusals, Role, flags};
 
 use zerocopy::FromBytes;
 
@@ -187,6 +187,8 @@ pub struct Client<F> {
     ended: bool,
     /// A later session that has been seen.
     upcoming: Session,
+    /// The lowest later session of which a party that was asked knows.
+    later: Session,
     heard: Nanos,
     silent: bool,
     duplicate_reported: bool,
@@ -231,6 +233,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             end: None,
             ended: false,
             upcoming: Session::NONE,
+            later: Session::NONE,
             heard: now,
             silent: false,
             duplicate_reported: false,
@@ -601,6 +604,10 @@ impl<F: AsRef<[u8]>> Client<F> {
 
     fn on_end(&mut self, now: Now, from: SocketAddrV4, header: &Header, end: End, app: &mut impl Application) {
         let session = header.session();
+        if self.cursor.session == Session::NONE && end.next != Session::NONE {
+            // Of an older session, told to others: what is there now is yet to be heard.
+            return;
+        }
         if self.cursor.session == Session::NONE || session > self.cursor.session {
             // The end of a session that this client never saw; what follows will say the rest.
             if self.enter(header, header.sequence(), app) {
@@ -645,6 +652,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             if reason.is_of_the_past() && self.end.is_none() {
                 self.miss_up_to(range.end(), now);
             }
+            if reason == Reason::UnknownSession && header.later_session() > header.session() {
+                let later = header.later_session();
+                self.upcoming = self.upcoming.max(later);
+                self.later = self.later.known().map_or(later, |l| l.min(later));
+            }
             self.gaps
                 .refused(range, from, by_server, (reason, retry_ms), &self.parties, now.mono);
         }
@@ -686,7 +698,8 @@ impl<F: AsRef<[u8]>> Client<F> {
             });
             self.end = Some(End {
                 last: self.horizon.prev(),
-                next: self.upcoming,
+                // None that anybody holds is passed over.
+                next: self.later.known().unwrap_or(self.upcoming),
             });
         }
     }
@@ -731,6 +744,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.cursor.next = Seq::FIRST;
         self.cursor.highest = Seq(0);
         self.horizon = Seq::FIRST;
+        self.later = Session::NONE;
         self.server_origin = 0;
         self.duplicate_reported = false;
         self.hold.clear();

@@ -56,6 +56,9 @@ pub trait Store {
 
     /// The session before `session`, or [`Session::NONE`].
     fn previous_of(&self, session: Session) -> Session;
+
+    /// The lowest later session of which something is known here, or [`Session::NONE`].
+    fn session_after(&self, session: Session) -> Session;
 }
 
 /// A store could not take a record.

@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 use core::net::SocketAddrV4;
 
-use crate::io::{Lookup, Outbox, Store};
+use crate::io::{End, Lookup, Outbox, Store};
 use crate::limit::Bucket;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
@@ -288,9 +288,10 @@ impl Responder {
         store: &impl Store,
         out: &mut impl Outbox,
     ) -> Step {
-        if let Some(end) = store.end_of(session)
-            && range.first > end.last
-        {
+        let ended = store.end_of(session).filter(|end| range.first > end.last);
+        // Who holds later sessions and has not been told which of them followed does not guess.
+        let unsure = |end: &End| end.next == Session::NONE && store.session_after(session) != Session::NONE;
+        if let Some(end) = ended.filter(|end| !unsure(end)) {
             let previous = store.previous_of(session);
             let stamp = self.stamp(session, end.last.next(), now.wall);
             return match out.send(to, |buf| stamp.end(buf, end.next, previous)) {
@@ -321,13 +322,18 @@ impl Responder {
                 // A message that fits no frame of this link, or a record that is not what it says.
                 None => (Reason::Lost, range.first),
             },
+            Lookup::Absent(_, upto) if ended.is_some() => (Reason::UnknownSession, upto),
             Lookup::Absent(reason, upto) => (reason, upto),
         };
         let refused = SeqRange {
             first: range.first,
             last: upto.clamp(range.first, range.last),
         };
-        let stamp = self.stamp(session, Seq(0), now.wall);
+        let later = match reason {
+            Reason::UnknownSession => store.session_after(session),
+            _ => Session::NONE,
+        };
+        let stamp = self.stamp(session, Seq(later.0), now.wall);
         if !out.send(to, |buf| stamp.unavailable(buf, refused, reason, 0)) {
             return Step::NoBuffer;
         }

@@ -221,6 +221,8 @@ pub struct Server {
     heartbeat_due: Nanos,
     heartbeat_pause: Nanos,
     endpoints_due: Nanos,
+    /// The ended session of which archives were reminded last.
+    reminded: Session,
     pending: Option<Pending>,
     bytes: Option<Bucket>,
     frames: Option<Bucket>,
@@ -250,6 +252,7 @@ impl Server {
             heartbeat_due: now,
             heartbeat_pause: config.heartbeat_min,
             endpoints_due: now,
+            reminded: Session::NONE,
             pending: None,
             bytes: bucket(config.rate.bytes_per_second, config.rate.burst_bytes, now),
             frames: bucket(config.rate.frames_per_second, config.rate.burst_bytes / 1500, now),
@@ -778,6 +781,37 @@ impl Server {
         repairs.min(self.heartbeat_due).min(self.endpoints_due)
     }
 
+    /// Tells of one ended session that too few archives have acknowledged, in turn: one that was
+    /// away for all of it cannot know that there is something to ask for.
+    fn remind(&mut self, now: Now, out: &mut impl Outbox) {
+        if self.config.archives == 0 {
+            return;
+        }
+        let open = |k: &&Kept| {
+            k.end
+                .is_some_and(|end| k.floor <= end.last && end.next != Session::NONE)
+        };
+        let mut waiting = self.kept.iter().filter(open);
+        let Some(first) = waiting.next() else { return };
+        let kept = core::iter::once(first)
+            .chain(waiting)
+            .find(|k| k.session > self.reminded)
+            .unwrap_or(first);
+        let (session, previous) = (kept.session, kept.previous);
+        let next = kept.end.map_or(Session::NONE, |end| end.next);
+        let stamp = Stamp {
+            stream: self.config.stream,
+            session,
+            sequence: kept.next,
+            time: now.wall,
+            flags: flags::FROM_SERVER,
+            origin: self.config.origin,
+        };
+        if out.send(self.config.group, |buf| stamp.end(buf, next, previous)) {
+            self.reminded = session;
+        }
+    }
+
     fn beat(&mut self, now: Now, store: &mut impl ServerStore, out: &mut impl Outbox) {
         if self.config.archives > 0 {
             for kept in &mut self.kept {
@@ -821,6 +855,7 @@ impl Server {
             };
             sent &= out.send(self.config.group, |buf| stamp.end(buf, Session::NONE, current.previous));
         }
+        self.remind(now, out);
         if !sent {
             self.heartbeat_due = now.mono + self.config.heartbeat_min;
             self.endpoints_due = self.heartbeat_due;

@@ -270,6 +270,12 @@ impl Header {
         Seq(self.sequence.get())
     }
 
+    /// In an UNAVAILABLE: the lowest later session of which its sender knows, or [`Session::NONE`].
+    #[must_use]
+    pub fn later_session(&self) -> Session {
+        Session(self.sequence.get())
+    }
+
     /// Whether a flag of [`flags`] is set.
     #[must_use]
     pub fn has(&self, flag: u16) -> bool {

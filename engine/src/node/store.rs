@@ -112,6 +112,12 @@ impl Store for Log {
             None => self.removed(session).map_or(Session::NONE, |removed| removed.previous),
         }
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        let removed = self.removed.iter().map(|r| r.session);
+        let later = removed.chain(self.archive.sessions()).filter(|s| *s > session);
+        later.min().unwrap_or(Session::NONE)
+    }
 }
 
 /// Turns the log's refusals into the protocol's, and says once what is broken.
@@ -198,6 +204,10 @@ impl Store for Keep {
 
     fn previous_of(&self, session: Session) -> Session {
         either!(self, s => s.previous_of(session))
+    }
+
+    fn session_after(&self, session: Session) -> Session {
+        either!(self, s => s.session_after(session))
     }
 }
 

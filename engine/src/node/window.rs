@@ -142,6 +142,11 @@ impl Store for Window {
     fn previous_of(&self, session: Session) -> Session {
         self.known(session).map_or(Session::NONE, |k| k.previous)
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        let later = self.sessions.iter().map(|k| k.session).find(|s| *s > session);
+        later.unwrap_or(Session::NONE)
+    }
 }
 
 impl ServerStore for Window {

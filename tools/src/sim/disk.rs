@@ -218,6 +218,11 @@ impl Store for Table {
     fn previous_of(&self, session: Session) -> Session {
         self.sessions.get(&session.0).map_or(Session::NONE, |l| l.previous)
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        let later = self.sessions.range(session.0 + 1..).next();
+        later.map_or(Session::NONE, |(s, _)| Session(*s))
+    }
 }
 
 /// What was done to a log since the oracles last looked.
@@ -406,6 +411,10 @@ impl<L: Store> Store for Disk<L> {
 
     fn previous_of(&self, session: Session) -> Session {
         on!(&self.inner, log => log.previous_of(session), Session::NONE)
+    }
+
+    fn session_after(&self, session: Session) -> Session {
+        on!(&self.inner, log => log.session_after(session), Session::NONE)
     }
 }
 

@@ -248,7 +248,7 @@ impl Plan {
             retain: draw.scaled(20, 4000) as usize,
             range_end: draw
                 .one_in(3)
-                .then(|| draw.scaled((messages / 6).max(5), messages) as u32),
+                .then(|| draw.scaled((messages / 100).max(5), messages) as u32),
             rate: if draw.one_in(5) {
                 draw.scaled(200_000, 20_000_000)
             } else {

@@ -91,6 +91,11 @@ impl Store for Disk {
             .and_then(|l| l.previous)
             .unwrap_or(Session::NONE)
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        let later = self.sessions.range(session.0 + 1..).next();
+        later.map_or(Session::NONE, |(s, _)| Session(*s))
+    }
 }
 
 impl Disk {

@@ -150,6 +150,10 @@ impl Store for Recorder {
     fn previous_of(&self, session: Session) -> Session {
         self.log.previous_of(session)
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        self.log.session_after(session)
+    }
 }
 
 impl ArchiveStore for Recorder {

@@ -184,6 +184,10 @@ impl Store for Retention {
     fn previous_of(&self, session: Session) -> Session {
         self.log.previous_of(session)
     }
+
+    fn session_after(&self, session: Session) -> Session {
+        self.log.session_after(session)
+    }
 }
 
 impl ServerStore for Retention {
