@@ -652,10 +652,19 @@ impl Archiver {
             let mut lost = Vec::new();
             recording.have.absent(known, |r| lost.push(r));
             for range in lost {
-                self.stats.lost += u64::from(range.len());
-                recording.have_again(range);
-                if recording.opened && store.mark_lost(recording.session, range).is_err() {
-                    self.stats.failed += 1;
+                let marked = recording.open(store);
+                match marked.and_then(|()| store.mark_lost(recording.session, range)) {
+                    Ok(()) => {
+                        self.stats.lost += u64::from(range.len());
+                        recording.have_again(range);
+                        recording.dirty = true;
+                        self.ack_due = now;
+                    }
+                    Err(_) => {
+                        // What is not on record is not acknowledged either.
+                        self.stats.failed += 1;
+                        recording.gaps.miss(range, now);
+                    }
                 }
             }
         }
@@ -760,12 +769,17 @@ impl<S: Store> Store for Known<'_, S> {
         let Lookup::Absent(Reason::NotYet, upto) = found else {
             return found;
         };
+        let nothing_more = Lookup::Absent(Reason::UnknownSession, upto);
+        let Some(recording) = self.recordings.iter().find(|r| r.session == session) else {
+            // Not watched any more.
+            return nothing_more;
+        };
         // What the server has let go of comes from another archive or not at all. Two that miss
         // the same must not wait for each other.
-        let recording = self.recordings.iter().find(|r| r.session == session);
-        match recording.and_then(|r| Some(r.gaps.let_go(seq, self.before?)?.min(r.horizon.prev()))) {
-            Some(last) if last >= seq => Lookup::Absent(Reason::TooOld, last.min(upto)),
-            _ => found,
+        match self.before.and_then(|before| recording.gaps.let_go(seq, before)) {
+            Some(_) if seq >= recording.horizon => nothing_more,
+            Some(last) => Lookup::Absent(Reason::TooOld, last.min(upto).min(recording.horizon.prev())),
+            None => found,
         }
     }
 
@@ -803,6 +817,18 @@ impl Recording {
         self.horizon = self.horizon.max(range.end());
     }
 
+    /// Sees to it that the store knows the session.
+    fn open(&mut self, store: &mut impl ArchiveStore) -> Result<(), Refused> {
+        if !self.opened {
+            store.open_session(self.session, self.previous, self.server_origin)?;
+            self.opened = true;
+            if let Some(end) = self.end {
+                store.close_session(self.session, end)?;
+            }
+        }
+        Ok(())
+    }
+
     fn store(
         &mut self,
         block: &Block<'_>,
@@ -811,13 +837,7 @@ impl Recording {
         received: Nanos,
         store: &mut impl ArchiveStore,
     ) -> Result<(), Refused> {
-        if !self.opened {
-            store.open_session(self.session, self.previous, self.server_origin)?;
-            self.opened = true;
-            if let Some(end) = self.end {
-                store.close_session(self.session, end)?;
-            }
-        }
+        self.open(store)?;
         let Some(block) = block.part(range, usize::MAX) else {
             return Ok(());
         };
