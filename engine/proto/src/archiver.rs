@@ -283,7 +283,11 @@ impl Archiver {
                     known => known,
                 };
                 if let Some(at) = at {
-                    self.set_end(now.mono, at, end, store);
+                    if header.has(flags::UNSURE) {
+                        self.recordings[at].miss_up_to(end.last.next(), now.mono);
+                    } else {
+                        self.set_end(now.mono, at, end, store);
+                    }
                     let recording = &mut self.recordings[at];
                     recording.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
                     recording.traced |= by_server;
@@ -291,9 +295,11 @@ impl Archiver {
                     if previous < session && previous != Session::NONE {
                         recording.previous = previous;
                     }
-                    for missed in [previous, end.next] {
-                        self.on_missed(now.mono, missed, store);
+                    // What another archive has of older sessions it may be about to give up.
+                    if by_server {
+                        self.on_missed(now.mono, previous, store);
                     }
+                    self.on_missed(now.mono, end.next, store);
                 }
             }
             Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && from != self.config.local => {

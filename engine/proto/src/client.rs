@@ -615,7 +615,12 @@ impl<F: AsRef<[u8]>> Client<F> {
             }
         } else if session == self.cursor.session {
             self.heard = now.mono;
-            self.set_end(now, end);
+            if header.has(flags::UNSURE) {
+                self.miss_up_to(end.last.next(), now);
+                self.note_later(end.next);
+            } else {
+                self.set_end(now, end);
+            }
             // A server that lost power may not know what it sent last.
             let by_server = header.has(flags::FROM_SERVER);
             self.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
@@ -632,6 +637,14 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.miss_up_to(last.next(), now);
         self.gaps.forget_above(last);
         self.end = Some(End { last, next });
+    }
+
+    /// Somebody who does not know what follows the current session knows of a later one.
+    fn note_later(&mut self, later: Session) {
+        if later > self.cursor.session {
+            self.upcoming = self.upcoming.max(later);
+            self.later = self.later.known().map_or(later, |l| l.min(later));
+        }
     }
 
     /// All numbers below `end` exist, as somebody who does not send them has told.
@@ -652,10 +665,8 @@ impl<F: AsRef<[u8]>> Client<F> {
             if reason.is_of_the_past() && self.end.is_none() {
                 self.miss_up_to(range.end(), now);
             }
-            if reason == Reason::UnknownSession && header.later_session() > header.session() {
-                let later = header.later_session();
-                self.upcoming = self.upcoming.max(later);
-                self.later = self.later.known().map_or(later, |l| l.min(later));
+            if reason == Reason::UnknownSession {
+                self.note_later(header.later_session());
             }
             self.gaps
                 .refused(range, from, by_server, (reason, retry_ms), &self.parties, now.mono);

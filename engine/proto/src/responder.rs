@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 use core::net::SocketAddrV4;
 
-use crate::io::{End, Lookup, Outbox, Store};
+use crate::io::{Lookup, Outbox, Store};
 use crate::limit::Bucket;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
@@ -288,13 +288,18 @@ impl Responder {
         store: &impl Store,
         out: &mut impl Outbox,
     ) -> Step {
-        let ended = store.end_of(session).filter(|end| range.first > end.last);
-        // Who holds later sessions and has not been told which of them followed does not guess.
-        let unsure = |end: &End| end.next == Session::NONE && store.session_after(session) != Session::NONE;
-        if let Some(end) = ended.filter(|end| !unsure(end)) {
+        if let Some(end) = store.end_of(session)
+            && range.first > end.last
+        {
             let previous = store.previous_of(session);
-            let stamp = self.stamp(session, end.last.next(), now.wall);
-            return match out.send(to, |buf| stamp.end(buf, end.next, previous)) {
+            let mut stamp = self.stamp(session, end.last.next(), now.wall);
+            let mut next = end.next;
+            if next == Session::NONE {
+                // Who holds a later session and was not told what followed does not guess.
+                next = store.session_after(session);
+                stamp.flags |= if next == Session::NONE { 0 } else { flags::UNSURE };
+            }
+            return match out.send(to, |buf| stamp.end(buf, next, previous)) {
                 true => Step::Sent(range.end()),
                 false => Step::NoBuffer,
             };
@@ -322,7 +327,6 @@ impl Responder {
                 // A message that fits no frame of this link, or a record that is not what it says.
                 None => (Reason::Lost, range.first),
             },
-            Lookup::Absent(_, upto) if ended.is_some() => (Reason::UnknownSession, upto),
             Lookup::Absent(reason, upto) => (reason, upto),
         };
         let refused = SeqRange {

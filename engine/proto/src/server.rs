@@ -278,7 +278,12 @@ impl Server {
         for at in 0..server.kept.len() {
             // The last run could not know what follows it; of an older one a loss of power may have
             // undone what the next had noted.
-            let next = server.kept.get(at + 1).map_or(session, |k| k.session);
+            let next = match server.kept.get(at + 1) {
+                None => session,
+                Some(next) if next.previous == server.kept[at].session => next.session,
+                // What came between has been dropped.
+                Some(_) => Session::NONE,
+            };
             let kept = &mut server.kept[at];
             if next == session || store.end_of(kept.session).is_none() {
                 let end = End {
@@ -787,24 +792,23 @@ impl Server {
         if self.config.archives == 0 {
             return;
         }
-        let open = |k: &&Kept| {
-            k.end
-                .is_some_and(|end| k.floor <= end.last && end.next != Session::NONE)
+        let waits = |k: &Kept| k.end.is_some_and(|end| k.floor <= end.last);
+        let older = &self.kept[..self.kept.len() - 1];
+        let turn = older.partition_point(|k| k.session <= self.reminded);
+        let mut places = (turn..older.len()).chain(0..turn);
+        let Some(at) = places.find(|at| waits(&older[*at])) else {
+            return;
         };
-        let mut waiting = self.kept.iter().filter(open);
-        let Some(first) = waiting.next() else { return };
-        let kept = core::iter::once(first)
-            .chain(waiting)
-            .find(|k| k.session > self.reminded)
-            .unwrap_or(first);
-        let (session, previous) = (kept.session, kept.previous);
-        let next = kept.end.map_or(Session::NONE, |end| end.next);
+        let (session, previous) = (older[at].session, older[at].previous);
+        let known = older[at].end.map_or(Session::NONE, |end| end.next).known();
+        let next = known.unwrap_or(self.kept[at + 1].session);
+        let unsure = if known.is_none() { flags::UNSURE } else { 0 };
         let stamp = Stamp {
             stream: self.config.stream,
             session,
-            sequence: kept.next,
+            sequence: older[at].next,
             time: now.wall,
-            flags: flags::FROM_SERVER,
+            flags: flags::FROM_SERVER | unsure,
             origin: self.config.origin,
         };
         if out.send(self.config.group, |buf| stamp.end(buf, next, previous)) {

@@ -74,6 +74,9 @@ pub mod flags {
     pub const ARCHIVED: u16 = 8;
     /// ACK: the ranges are on stable storage, not only in the archive's memory.
     pub const SYNCED: u16 = 16;
+    /// END: whether the session had more messages, and whether others came before the one named
+    /// as the next, is not known to its sender.
+    pub const UNSURE: u16 = 32;
 }
 
 /// The fixed header of every frame.

@@ -103,14 +103,16 @@ impl Truth {
         self.withdrawn.get(&session.0).is_some_and(|from| seq.0 >= *from)
     }
 
-    /// The numbers of a session that every client must get, from `from` on.
+    /// The numbers of a session that every client must get or hear to be lost, from `from` on.
     pub(super) fn due(&self, session: Session, from: Seq) -> impl Iterator<Item = Seq> + '_ {
         let mut last = self.last(session).0;
         if let Some(withdrawn) = self.withdrawn.get(&session.0) {
             last = last.min(withdrawn - 1);
         }
-        let there = move |seq: &u32| !self.forgotten.contains(&(session.0, *seq));
-        (from.0.max(1)..=last).filter(there).map(Seq)
+        while self.forgotten.contains(&(session.0, last)) {
+            last -= 1;
+        }
+        (from.0.max(1)..=last).map(Seq)
     }
 
     /// A server has kept these: they exist from now on.
@@ -265,15 +267,25 @@ impl View {
         Ok(())
     }
 
-    pub(super) fn on_session(&mut self, truth: &Truth, session: Session) -> Verdict {
+    pub(super) fn on_session(
+        &mut self,
+        truth: &Truth,
+        session: Session,
+        holder: &dyn Fn(Session, Seq) -> Option<Host>,
+    ) -> Verdict {
         let Some((current, _)) = self.at else { return Ok(()) };
-        let missing = self.first_due(truth, Some(session));
-        if let Some((s, seq)) = missing {
-            let text = format!(
-                "{} goes from session {current} to {session} without a word of {s}:{seq}",
-                self.host
-            );
-            return broken(Oracle::Delivery, text);
+        for (s, seq) in self.open(truth, Some(session)) {
+            // Behind an unknown end nobody can say which sessions followed: the report covers what
+            // is passed over, if nobody holds it.
+            if self.cut_off.is_some_and(|from| (s, seq) >= from) {
+                must_be_gone(truth, self.host, s, seq, holder)?;
+            } else {
+                let text = format!(
+                    "{} goes from session {current} to {session} without a word of {s}:{seq}",
+                    self.host
+                );
+                return broken(Oracle::Delivery, text);
+            }
         }
         self.at = Some((session, Seq::FIRST));
         self.done.clear();
@@ -281,26 +293,23 @@ impl View {
         Ok(())
     }
 
-    /// The first message before session `until` (or of all) that this client should still get.
-    pub(super) fn first_due(&self, truth: &Truth, until: Option<Session>) -> Option<(Session, Seq)> {
-        let (current, next) = self.at?;
+    /// The first message that this client should still get.
+    pub(super) fn first_due(&self, truth: &Truth) -> Option<(Session, Seq)> {
+        self.open(truth, None).next()
+    }
+
+    /// The messages before session `until` (or of all) that this client has not been told of.
+    fn open<'a>(&'a self, truth: &'a Truth, until: Option<Session>) -> impl Iterator<Item = (Session, Seq)> + 'a {
+        let (current, next) = self.at.unwrap_or((Session(u32::MAX), Seq::FIRST));
         let sessions = truth
             .sessions()
-            .filter(|s| *s >= current && until.is_none_or(|u| *s < u));
+            .filter(move |s| *s >= current && until.is_none_or(|u| *s < u));
         sessions
-            .flat_map(|s| {
+            .flat_map(move |s| {
                 let from = if s == current { next } else { Seq::FIRST };
                 truth.due(s, from).map(move |seq| (s, seq))
             })
-            .find(|(s, seq)| {
-                let done = *s == current && self.done.contains(&seq.0);
-                // Behind an unknown end nobody can say which sessions followed before the one that is
-                // heard: the report covers them.
-                let cut_off = self
-                    .cut_off
-                    .is_some_and(|(c, from)| until.is_some() && (*s, *seq) >= (c, from));
-                !done && !cut_off
-            })
+            .filter(move |(s, seq)| *s != current || !self.done.contains(&seq.0))
     }
 }
 

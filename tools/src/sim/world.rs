@@ -877,7 +877,7 @@ impl<'a> World<'a> {
                         Event::Joined { session, next } => view.on_joined(session, next, client.plan.whole_session),
                         Event::Lost { session, range } => view.on_lost(truth, session, range, &holder),
                         Event::TailUnknown { session, from } => view.on_tail_unknown(truth, session, from, &holder),
-                        Event::SessionStarted { session } => view.on_session(truth, session),
+                        Event::SessionStarted { session } => view.on_session(truth, session, &holder),
                         _ => Ok(()),
                     }
                 }
@@ -1184,7 +1184,7 @@ impl<'a> World<'a> {
             if client.view.at.is_none() {
                 return Some(format!("client{n} has not joined"));
             }
-            if let Some((session, seq)) = client.view.first_due(&self.truth, None) {
+            if let Some((session, seq)) = client.view.first_due(&self.truth) {
                 let holder = World::holder(&self.server, &self.archives, session, seq);
                 return Some(format!(
                     "client{n} at {:?} has not got {session}:{seq}, held by {holder:?}; {:?}",
