@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
-use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
+use crate::gaps::{GapConfig, Gaps, NAMED, Parties, nak_stamp};
 use crate::io::{ArchiveStore, End, Lookup, Outbox, Record, Refused, Store};
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
@@ -124,9 +124,8 @@ const ACKS_AT_ONCE: usize = 8;
 const REPAIR_JOBS: usize = 1024;
 /// Older sessions about which the server is asked with each heartbeat.
 const TRACED_AT_ONCE: usize = 4;
-/// A server names the archives that it has heard. After this long without a name there is no other
-/// archive, and what the server lacks, nobody has.
-const ALONE: Nanos = 5 * SECONDS;
+/// After this long without a name there is no other archive, and what the server lacks, nobody has.
+const ALONE: Nanos = NAMED;
 
 /// The state machine.
 #[derive(Debug)]
@@ -427,6 +426,7 @@ impl Archiver {
             since => since.unwrap_or(now.mono),
         };
         self.parties.archived = header.has(flags::ARCHIVED) && now.mono.saturating_sub(alone_since) < ALONE;
+        self.parties.heard(header.origin.get(), now.mono);
         if self.parties.set_archives(others) {
             for recording in &mut self.recordings {
                 recording.gaps.archives_changed();
@@ -780,12 +780,14 @@ impl<S: Store> Store for Known<'_, S> {
             // Not watched any more.
             return nothing_more;
         };
-        // What the server has let go of comes from another archive or not at all. Two that miss
-        // the same must not wait for each other.
-        match self.before.and_then(|before| recording.gaps.let_go(seq, before)) {
-            Some(_) if seq >= recording.horizon => nothing_more,
-            Some(last) => Lookup::Absent(Reason::TooOld, last.min(upto).min(recording.horizon.prev())),
-            None => found,
+        // What is not asked for any more will not come. What the server has let go of comes from
+        // another archive or not at all: two that miss the same must not wait for each other.
+        match recording.gaps.hope(seq, self.before) {
+            (false, last) if seq < recording.horizon => {
+                Lookup::Absent(Reason::TooOld, last.min(upto).min(recording.horizon.prev()))
+            }
+            (false, _) if recording.gaps.asks_for(seq) => nothing_more,
+            _ => found,
         }
     }
 

@@ -558,6 +558,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         app: &mut impl Application,
     ) {
         self.learn(header, endpoints);
+        self.parties.heard(header.origin.get(), now.mono);
         if self.cursor.session != Session::NONE && header.session() > self.cursor.session {
             let previous = Session(body.previous_session.get());
             if previous == self.cursor.session {

@@ -67,7 +67,14 @@ pub struct Parties {
     /// Whether an archive exists, known by address or not. Then no message is given up on the
     /// server's word alone.
     pub archived: bool,
+    /// The run of the server that was heard last.
+    run: u32,
+    /// When it will have named every archive.
+    complete_at: Nanos,
 }
+
+/// A server names the archives that it has heard, and each is heard at least this often.
+pub const NAMED: Nanos = 5 * SECONDS;
 
 impl Parties {
     /// Nobody known yet; `archived` as in [`Parties::archived`].
@@ -78,6 +85,8 @@ impl Parties {
             server: None,
             group: None,
             archived,
+            run: 0,
+            complete_at: 0,
         }
     }
 
@@ -85,6 +94,15 @@ impl Parties {
     #[must_use]
     pub fn by_multicast(self, group: Option<SocketAddrV4>) -> Parties {
         Parties { group, ..self }
+    }
+
+    /// A heartbeat has come from this run of the server. One that has just started does not know
+    /// all archives yet.
+    pub fn heard(&mut self, run: u32, now: Nanos) {
+        if self.run != run {
+            self.run = run;
+            self.complete_at = now + NAMED;
+        }
     }
 
     /// Takes the archives that a heartbeat names, and says whether they are others than before.
@@ -148,9 +166,12 @@ impl Parties {
     }
 
     /// Whether everyone who could have a number has refused it for good.
-    fn all_refuse(&self, refused_by: u16) -> bool {
+    fn all_refuse(&self, refused_by: u16, now: Nanos) -> bool {
         if planted!(TrustOneRefusal) && refused_by != 0 {
             return true;
+        }
+        if self.archived && now < self.complete_at {
+            return false;
         }
         let all: u16 = self.places().map(|(i, _)| 1 << i).sum();
         let archives_done = if all == 0 {
@@ -464,13 +485,26 @@ impl Gaps {
         }
     }
 
-    /// From `seq` on, the last number in a row that is missing and that the server has refused for
-    /// good at `before` or earlier.
+    /// Whether `seq` is still hoped for: missing, and not refused for good by the server at
+    /// `before` or earlier. And the last number in a row for which the same holds.
     #[must_use]
-    pub fn let_go(&self, seq: Seq, before: Nanos) -> Option<Seq> {
-        let gap = self.list.get(self.list.partition_point(|g| g.range.last < seq))?;
-        let refused = gap.refused_by & REFUSED_BY_SERVER != 0 && gap.let_go_at <= before;
-        (gap.range.contains(seq) && refused).then_some(gap.range.last)
+    pub fn hope(&self, seq: Seq, before: Option<Nanos>) -> (bool, Seq) {
+        match self.list.get(self.list.partition_point(|g| g.range.last < seq)) {
+            Some(gap) if gap.range.first <= seq => {
+                let refused = gap.refused_by & REFUSED_BY_SERVER != 0;
+                let gone = refused && before.is_some_and(|before| gap.let_go_at <= before);
+                (!gone, gap.range.last)
+            }
+            Some(gap) => (false, gap.range.first.prev()),
+            None => (false, Seq::LAST),
+        }
+    }
+
+    /// Whether `seq` is noted as missing.
+    #[must_use]
+    pub fn asks_for(&self, seq: Seq) -> bool {
+        let at = self.list.partition_point(|g| g.range.last < seq);
+        self.list.get(at).is_some_and(|g| g.range.first <= seq)
     }
 
     /// Another client has asked everyone for `range`: what of it was not asked for yet waits for
@@ -615,7 +649,7 @@ impl Gaps {
         let limit = self.config.give_up;
         let at = self.list.iter().position(|g| {
             let waited = g.tries > 0 || parties.nobody();
-            waited && now.saturating_sub(g.born) >= limit || parties.all_refuse(g.refused_by)
+            waited && now.saturating_sub(g.born) >= limit || parties.all_refuse(g.refused_by, now)
         })?;
         Some(self.list.remove(at).range)
     }

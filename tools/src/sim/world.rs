@@ -1128,22 +1128,25 @@ impl<'a> World<'a> {
             }
             Host::Client(n) => {
                 let client = &mut self.clients[usize::from(n)];
-                if let Ok(frame) = Frame::parse(&bytes)
-                    && let Body::Data(block) = frame.body
-                {
-                    // What comes late may have been asked for meanwhile.
-                    let place = (frame.header.session(), block.first());
-                    if place < client.seen {
-                        self.counts.missed += u64::from(block.count());
-                    }
-                    client.seen = client.seen.max(place);
-                }
+                let data = match Frame::parse(&bytes).map(|f| (f.header.session(), f.body)) {
+                    Ok((session, Body::Data(block))) => Some(((session, block.first()), block.count())),
+                    _ => None,
+                };
                 if let Some(machine) = &mut client.machine {
                     let before = machine.stats();
                     machine.on_frame(now, from, bytes, &mut client.app);
+                    let after = machine.stats();
                     // Frames for which the client had no room are asked for again.
-                    let dropped = machine.stats().overruns - before.overruns;
-                    self.counts.missed += 64 * dropped;
+                    self.counts.missed += 64 * (after.overruns - before.overruns);
+                    if let Some((place, count)) = data {
+                        // What comes late may have been asked for meanwhile; what comes before its
+                        // session is due will be.
+                        let early = after.other_session > before.other_session;
+                        if place < client.seen || early {
+                            self.counts.missed += u64::from(count);
+                        }
+                        client.seen = client.seen.max(place);
+                    }
                 }
                 self.look_at(usize::from(n));
             }
