@@ -88,6 +88,12 @@ impl Truth {
         self.sessions.values().map(|s| s.len() as u64).sum()
     }
 
+    /// How many messages there are behind one.
+    pub(super) fn behind(&self, session: Session, seq: Seq) -> u64 {
+        let later = self.sessions.range(session.0 + 1..).map(|(_, s)| s.len() as u64);
+        later.sum::<u64>() + u64::from(self.last(session).0.saturating_sub(seq.0))
+    }
+
     pub(super) fn withdraw(&mut self, session: Session, from: Seq) {
         if from <= self.last(session) {
             let known = self.withdrawn.entry(session.0).or_insert(from.0);

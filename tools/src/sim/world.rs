@@ -647,6 +647,12 @@ impl<'a> World<'a> {
                     None if client.plan.whole_session => Start::Session,
                     None => Start::Now,
                 };
+                // What it was away for it catches up with.
+                self.counts.missed += match config.start {
+                    Start::After(session, seq) => self.truth.behind(session, seq),
+                    Start::Session => self.truth.messages(),
+                    Start::Now => 0,
+                };
                 config.order = client.plan.order;
                 config.window = client.plan.window;
                 config.hold_frames = client.plan.hold;
