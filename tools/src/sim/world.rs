@@ -1128,7 +1128,12 @@ impl<'a> World<'a> {
             Host::Archive(n) => {
                 let archive = &mut self.archives[usize::from(n)];
                 if let Some(machine) = &mut archive.machine {
+                    let before = machine.stats().full;
                     machine.on_frame(now, from, &bytes, &mut archive.disk, &mut out);
+                    if machine.stats().full > before {
+                        // What a full disk turned away is asked for again.
+                        self.miss(&bytes);
+                    }
                 }
                 self.take_archive_deeds(usize::from(n));
             }
