@@ -517,6 +517,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             self.hold.drop_range(done.prefix(self.hold.window()));
         }
         self.cursor.next = last.next();
+        // What was given up for a nearer frame may have come within another: asked for in vain, it
+        // would fill the window of what may be asked for.
+        if !self.gaps.is_empty() {
+            self.gaps.forget_below(self.cursor.next);
+        }
     }
 
     /// Delivers what has become next, and says what is lost when its turn comes.
@@ -535,7 +540,6 @@ impl<F: AsRef<[u8]>> Client<F> {
                 });
                 self.advance(range.last);
                 self.lost.remove_below(self.cursor.next);
-                self.gaps.forget_below(self.cursor.next);
                 continue;
             }
             let Some(frame) = self.hold.get(next) else { return };

@@ -239,7 +239,7 @@ pub(super) enum Deed {
 }
 
 /// How a process or its machine ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stop {
     Kill,
     PowerLoss,

@@ -144,12 +144,16 @@ struct ServerHost {
     turn: Nanos,
     runs: u32,
     closed: bool,
+    /// Since it was up last.
+    lost_power: bool,
 }
 
 struct ArchiveHost {
     machine: Option<Archiver>,
     disk: Disk<Recorder>,
     promises: Promises,
+    /// How it ended since it was up last; the worst of all.
+    stopped: Option<Stop>,
     turn: Nanos,
     synced_at: Nanos,
     stored: u64,
@@ -254,12 +258,14 @@ impl<'a> World<'a> {
             turn: Nanos::MAX,
             runs: 0,
             closed: false,
+            lost_power: false,
         };
         let archives = (0..plan.archives)
             .map(|_| ArchiveHost {
                 machine: None,
                 disk: Disk::new(plan.medium, STREAM, rng.next_u64(), None),
                 promises: Promises::default(),
+                stopped: None,
                 turn: Nanos::MAX,
                 synced_at: 0,
                 stored: 0,
@@ -557,11 +563,7 @@ impl<'a> World<'a> {
                 self.server.turn = Nanos::MAX;
                 self.take_server_deeds();
                 self.server.disk.stop(how, &mut self.rng);
-                if how == Stop::PowerLoss {
-                    for known in self.server.disk.inherited() {
-                        self.truth.withdraw(known.session, known.end.last.next());
-                    }
-                }
+                self.server.lost_power |= how == Stop::PowerLoss;
             }
             Host::Archive(n) => {
                 let archive = &mut self.archives[usize::from(n)];
@@ -570,9 +572,7 @@ impl<'a> World<'a> {
                 archive.disk.stop(how, &mut self.rng);
                 // What the last run did not sync, the next one does.
                 archive.stored = u64::MAX;
-                if archive.disk.is_open() {
-                    self.check_promises(usize::from(n), how);
-                }
+                archive.stopped = archive.stopped.max(Some(how));
             }
             Host::Client(n) => {
                 let client = &mut self.clients[usize::from(n)];
@@ -627,6 +627,10 @@ impl<'a> World<'a> {
                     archive.turn = now + 10 * MILLIS;
                     return;
                 }
+                if let Some(how) = archive.stopped.take() {
+                    self.check_promises(usize::from(n), how);
+                }
+                let archive = &mut self.archives[usize::from(n)];
                 let config = ArchiverConfig {
                     synced: self.plan.synced,
                     repair: repair(self.plan),
@@ -680,6 +684,11 @@ impl<'a> World<'a> {
             return;
         }
         let inherited = server.disk.inherited();
+        if std::mem::take(&mut server.lost_power) {
+            for known in &inherited {
+                self.truth.withdraw(known.session, known.end.last.next());
+            }
+        }
         let newest = inherited.last().map_or(0, |i| i.session.0 + 1);
         let session = Session(newest.max(((WALL + self.now) / SECONDS) as u32));
         server.runs += 1;

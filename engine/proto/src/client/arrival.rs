@@ -117,9 +117,6 @@ impl<F: AsRef<[u8]>> Client<F> {
             let next = self.done.first_absent(part.end());
             self.advance(next.prev());
             self.done.remove_below(next);
-            if !self.gaps.is_empty() {
-                self.gaps.forget_below(next);
-            }
         }
     }
 }
