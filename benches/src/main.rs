@@ -32,6 +32,8 @@ const RATE: &str = "Throughput, messages";
 const REPAIR: &str = "Repaired messages, sent to delivered";
 const RINGS: &str = "Rings, 64 B core to core";
 const LOG: &str = "Append log";
+/// A task of rings.
+const TRIP: &str = "round trip";
 const SUBJECTS: &str = "Look-up of a subject, 1000 subscriptions";
 /// In the order of the table.
 const GROUPS: [&str; 7] = [ROUND_TRIP, ONE_WAY, RATE, REPAIR, RINGS, SUBJECTS, LOG];
@@ -150,19 +152,26 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
         what,
         limit,
     };
-    for ring in rings::Ring::ALL {
-        if !ring.name().contains(&cli.only) {
+    for ring in rings::Ring::ALL
+        .iter()
+        .copied()
+        .filter(|ring| ring.name().contains(&cli.only))
+    {
+        for load in rings::Load::ALL {
+            if !load.name().contains(&cli.task) {
+                continue;
+            }
+            if let Some(rate) = rings::stream(ring, load, cores, time)? {
+                let limit = ring.rival(load).and_then(|rival| against(rival, load.name()));
+                results.add_rate(name(RINGS, ring.name(), load.name(), limit), rate);
+            }
+        }
+        if !TRIP.contains(&cli.task) {
             continue;
         }
-        if let Some(rate) = rings::stream(ring, cores, time)? {
-            results.add_rate(
-                name(RINGS, ring.name(), "one at a time", against("rtrb", "one at a time")),
-                rate,
-            );
-        }
         let trips = rings::round_trip(ring, cores, time)?;
-        let limit = against("two cache lines", "round trip");
-        results.add_latency(name(RINGS, ring.name(), "round trip", limit), &trips);
+        let limit = against("two cache lines", TRIP);
+        results.add_latency(name(RINGS, ring.name(), TRIP, limit), &trips);
     }
     for (count, what) in subjects::SUBJECTS {
         for finder in subjects::Finder::ALL {

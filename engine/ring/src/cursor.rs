@@ -78,11 +78,13 @@ impl WriteCursor {
         }
     }
 
+    #[inline]
     pub(crate) fn tail(&self) -> u64 {
         self.tail
     }
 
     /// Whether `n` bytes from [`Self::tail`] on belong to the producer.
+    #[inline]
     pub(crate) fn has_room(&mut self, shared: &Indices, n: u64) -> bool {
         if self.room() >= n {
             return true;
@@ -96,9 +98,15 @@ impl WriteCursor {
         self.capacity.saturating_sub(self.tail.wrapping_sub(self.head))
     }
 
-    /// Gives the next `n` bytes to the consumer.
-    pub(crate) fn publish(&mut self, shared: &Indices, n: u64) {
+    /// Moves past the next `n` bytes; the consumer learns of it with the next [`Self::publish`].
+    #[inline]
+    pub(crate) fn stage(&mut self, n: u64) {
         self.tail = self.tail.wrapping_add(n);
+    }
+
+    /// Gives all staged bytes to the consumer.
+    #[inline]
+    pub(crate) fn publish(&mut self, shared: &Indices) {
         shared.producer.position.store(self.tail, Ordering::Release);
     }
 }
@@ -120,10 +128,12 @@ impl ReadCursor {
         }
     }
 
+    #[inline]
     pub(crate) fn head(&self) -> u64 {
         self.head
     }
 
+    #[inline]
     /// How many bytes from [`Self::head`] on belong to the consumer. When all seen bytes are
     /// consumed it first gives them back and then looks for new ones.
     pub(crate) fn available(&mut self, shared: &Indices) -> u64 {
@@ -135,6 +145,7 @@ impl ReadCursor {
     }
 
     /// Consumes up to position `to`; the producer learns of it with the next [`Self::release`].
+    #[inline]
     pub(crate) fn consume(&mut self, to: u64) {
         self.head = to;
     }
@@ -185,7 +196,8 @@ mod tests {
                         }
                         // SAFETY: loom checks the access.
                         slot(&ring, cursor.tail()).with_mut(|p| unsafe { *p = value });
-                        cursor.publish(&ring.indices, 1);
+                        cursor.stage(1);
+                        cursor.publish(&ring.indices);
                     }
                     ring.indices.close_producer();
                 }

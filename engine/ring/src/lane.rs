@@ -6,9 +6,8 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 
-use crate::cursor::{ReadCursor, WriteCursor};
+use crate::cursor::{Indices, ReadCursor, WriteCursor};
 use crate::memory::Region;
 
 /// The smallest lane, in bytes.
@@ -29,7 +28,7 @@ pub fn lane(capacity_bytes: usize) -> (Producer, Consumer) {
 
 fn lane_at(capacity_bytes: usize, start: u64) -> (Producer, Consumer) {
     let capacity = capacity_bytes.clamp(MIN_CAPACITY, MAX_CAPACITY).next_power_of_two();
-    let region = Arc::new(Region::new(capacity, start));
+    let region = Region::new(capacity, start);
     let producer = Producer {
         cursor: WriteCursor::new(start, capacity as u64),
         region: region.clone(),
@@ -98,7 +97,7 @@ impl std::error::Error for Corruption {}
 /// The writing side of a lane. Dropping it closes the lane; what is committed can still be read.
 pub struct Producer {
     cursor: WriteCursor,
-    region: Arc<Region>,
+    region: Region,
 }
 
 impl Producer {
@@ -159,6 +158,12 @@ impl Producer {
         Ok(())
     }
 
+    /// Publishes all messages that were [staged](Claim::stage).
+    #[inline]
+    pub fn flush(&mut self) {
+        self.cursor.publish(self.region.indices());
+    }
+
     /// Whether the consumer is gone: nothing written from now on will be read.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -168,6 +173,7 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
+        self.flush();
         self.region.indices().close_producer();
     }
 }
@@ -188,9 +194,21 @@ impl Claim<'_> {
         self.tag = tag;
     }
 
-    /// Publishes the message.
+    /// Publishes the message, and those staged before it.
     #[inline]
     pub fn commit(self) {
+        self.stage_and(WriteCursor::publish);
+    }
+
+    /// Puts the message into the lane, to be published with later ones by [`Producer::flush`] or
+    /// [`Claim::commit`].
+    #[inline]
+    pub fn stage(self) {
+        self.stage_and(|_, _| ());
+    }
+
+    #[inline]
+    fn stage_and(self, then: impl FnOnce(&mut WriteCursor, &Indices)) {
         let size = entry_size(self.bytes.len());
         let start = (self.offset + self.filler) & (self.region.capacity() - 1);
         // The length fits: it is at most half of MAX_CAPACITY.
@@ -207,7 +225,8 @@ impl Claim<'_> {
             }
             self.region.at(start, HEADER).cast::<u64>().write(word);
         }
-        self.cursor.publish(self.region.indices(), (self.filler + size) as u64);
+        self.cursor.stage((self.filler + size) as u64);
+        then(self.cursor, self.region.indices());
     }
 }
 
@@ -241,7 +260,7 @@ pub struct Consumer {
     /// Where the entry behind the peeked one starts; the cursor's head when nothing is peeked.
     next: u64,
     corruption: Option<Corruption>,
-    region: Arc<Region>,
+    region: Region,
 }
 
 impl Consumer {

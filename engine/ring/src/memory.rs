@@ -2,17 +2,26 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::cursor::Indices;
 
 /// One allocation, `Indices` first. Offsets into the entries are checked here; who may touch which
-/// bytes when is the business of the cursors.
+/// bytes when is the business of the cursors. A clone is the same memory.
+#[derive(Clone)]
 pub(crate) struct Region {
     base: NonNull<u8>,
     capacity: usize,
+    /// Each side has the address itself, one look-up nearer; this keeps it alive.
+    _memory: Arc<Memory>,
 }
 
-// SAFETY: the region owns its allocation, and all access to the entries goes through raw pointers
+struct Memory {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the region shares its allocation, and all access to the entries goes through raw pointers
 // whose users (the two sides of one lane) are kept apart by the index protocol.
 unsafe impl Send for Region {}
 // SAFETY: as above; `Indices` is made of atomics.
@@ -37,23 +46,31 @@ impl Region {
             base.add(HEADER).write_bytes(0, capacity);
             base.cast::<Indices>().write(Indices::new(start));
         }
-        Region { base, capacity }
+        let memory = Arc::new(Memory { base, layout });
+        Region {
+            base,
+            capacity,
+            _memory: memory,
+        }
     }
 
     fn layout(capacity: usize) -> Layout {
         Layout::from_size_align(HEADER + capacity, align_of::<Indices>()).expect("capacity is at most MAX_CAPACITY")
     }
 
+    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }
 
+    #[inline]
     pub(crate) fn indices(&self) -> &Indices {
         // SAFETY: written in `new`, valid as long as the region, and only ever shared.
         unsafe { self.base.cast::<Indices>().as_ref() }
     }
 
     /// The address of `len` bytes of the entries at `offset`. Never leaves the region.
+    #[inline]
     pub(crate) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         assert!(
             offset <= self.capacity && len <= self.capacity - offset,
@@ -64,9 +81,14 @@ impl Region {
     }
 }
 
-impl Drop for Region {
+// SAFETY: nothing but the destructor reaches the allocation through this, on whichever thread is last.
+unsafe impl Send for Memory {}
+// SAFETY: as above; it has no methods.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout; Indices has no destructor.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
+        // SAFETY: allocated in `Region::new` with the same layout; Indices has no destructor.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }

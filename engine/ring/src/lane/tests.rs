@@ -179,7 +179,9 @@ proptest! {
             // SAFETY: inside the region; the consumer is not reading.
             unsafe { producer.region.at(n * 8, 8).cast::<u64>().write(*word) };
         }
-        WriteCursor::new(0, 64).publish(producer.region.indices(), published);
+        let mut cursor = WriteCursor::new(0, 64);
+        cursor.stage(published);
+        cursor.publish(producer.region.indices());
         let mut seen = 0;
         let n = consumer.drain(usize::MAX, |_, bytes| {
             seen += entry_size(bytes.len());
