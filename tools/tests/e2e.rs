@@ -336,6 +336,39 @@ fn lines_go_from_standard_input_to_standard_output_and_through_a_fifo() {
 }
 
 #[test]
+fn a_standard_output_that_nobody_reads_does_not_block_the_end() {
+    let world = World::at(Place::Loopback, &["host"], 20_000);
+    let roles = world.server(1_000_000, "").replace("archives = 1", "archives = 0");
+    let sink = format!(
+        "[[subscribe]]\nstream = \"{}\"\nfrom = \"session\"\nexit_at_end = true\nsink = {{ stdout = true, format = \"hex\" }}\n",
+        world.stream
+    );
+    let path = world.path("both.toml");
+    fs::write(
+        &path,
+        format!("[engine]\ninterface = \"lo\"\nlink = \"udp\"\n{roles}{sink}"),
+    )
+    .unwrap();
+    let mut child = Command::new(engine())
+        .args(["run", "--config"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Held open, and never read.
+    let pipe = child.stdout.take();
+    let ended = child.wait_with_output().unwrap();
+    drop(pipe);
+    let error = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        !ended.status.success() && error.contains("stdout: its reader took nothing"),
+        "{error}"
+    );
+}
+
+#[test]
 fn bad_input_is_refused_with_a_remedy() {
     let dir = TempDir::new().unwrap();
     let run = |text: &str| {

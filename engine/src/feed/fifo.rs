@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -116,22 +116,80 @@ pub(super) fn set_nonblocking(pipe: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// The standard output. Its flags are shared with whoever has it too, such as the shell, so it stays
+/// as it is: what a pipe is sure to take is written once there is room, and never waited for.
+pub(super) struct StandardOutput {
+    file: File,
+    /// Bytes to write at once.
+    most: usize,
+}
+
+impl StandardOutput {
+    /// # Errors
+    /// When there is none.
+    pub(super) fn open() -> io::Result<StandardOutput> {
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        // A pipe that is writable has room for this much. Files never wait for a reader.
+        let most = if file.metadata()?.is_file() {
+            usize::MAX
+        } else {
+            nix::libc::PIPE_BUF
+        };
+        Ok(StandardOutput { file, most })
+    }
+}
+
+impl AsFd for StandardOutput {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl io::Write for StandardOutput {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if !wait(&self.file, PollFlags::POLLOUT)? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.file.write(&buf[..buf.len().min(self.most)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Writes to a non-blocking pipe and waits for its reader: as long as it takes, but once `stop` is
 /// set at most [`PATIENCE`] for each write.
 pub(super) struct PatientWriter<F> {
-    pub(super) pipe: F,
-    pub(super) stop: Arc<AtomicBool>,
+    pipe: F,
+    stop: Arc<AtomicBool>,
+    /// Its reader had its time: nothing is waited for any more.
+    given_up: bool,
+}
+
+impl<F> PatientWriter<F> {
+    pub(super) fn new(pipe: F, stop: &Arc<AtomicBool>) -> PatientWriter<F> {
+        PatientWriter {
+            pipe,
+            stop: Arc::clone(stop),
+            given_up: false,
+        }
+    }
 }
 
 impl<F: io::Write + AsFd> io::Write for PatientWriter<F> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let mut stopped = None;
+        let mut stopped: Option<Instant> = None;
         loop {
             match self.pipe.write(buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return other,
             }
-            if self.stop.load(Ordering::Relaxed) && stopped.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+            if self.stop.load(Ordering::Relaxed) {
+                let since = stopped.get_or_insert_with(Instant::now);
+                self.given_up |= since.elapsed() >= PATIENCE;
+            }
+            if self.given_up {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!("its reader took nothing for {} s at the end", PATIENCE.as_secs()),

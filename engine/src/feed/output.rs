@@ -1,7 +1,7 @@
 //! What a sink writes to: files, journals, directories, pipes, other programs.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufWriter, Seek, SeekFrom, Stdout, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use seqcast_proto::seq::{Seq, Session, Stream};
 
-use super::fifo::{self, PatientWriter};
+use super::fifo::{self, PatientWriter, StandardOutput};
 use super::item::{Item, SinkFormat, write_item};
 use super::journal;
 use super::position::Position;
@@ -34,7 +34,7 @@ enum Kind {
     File(BufWriter<File>, SinkFormat),
     Journal(BufWriter<File>, Vec<u8>),
     Dir(Dir),
-    Stdout(BufWriter<Stdout>, SinkFormat),
+    Stdout(BufWriter<PatientWriter<StandardOutput>>, SinkFormat),
     /// A FIFO that no reader has opened yet.
     Closed(PathBuf, SinkFormat),
     Fifo(BufWriter<PatientWriter<File>>, SinkFormat),
@@ -94,15 +94,17 @@ impl Output {
             Config { exec: Some(words), .. } => {
                 let started = Program::start(words).and_then(|(program, pipe)| {
                     fifo::set_nonblocking(&pipe)?;
-                    let stop = Arc::clone(stop);
-                    let out = BufWriter::with_capacity(BUFFER, PatientWriter { pipe, stop });
+                    let out = BufWriter::with_capacity(BUFFER, PatientWriter::new(pipe, stop));
                     Ok(Kind::Program(out, format, program))
                 });
                 (words.join(" "), started)
             }
             _ => {
-                let out = BufWriter::with_capacity(BUFFER, io::stdout());
-                ("stdout".into(), Ok(Kind::Stdout(out, format)))
+                let opened = StandardOutput::open().map(|pipe| {
+                    let out = BufWriter::with_capacity(BUFFER, PatientWriter::new(pipe, stop));
+                    Kind::Stdout(out, format)
+                });
+                ("stdout".into(), opened)
             }
         };
         let kind = kind.map_err(|e| named(&name, e))?;
@@ -117,8 +119,7 @@ impl Output {
         let Some(pipe) = fifo::open_write(path, stop).map_err(|e| named(&self.name, e))? else {
             return Ok(false);
         };
-        let stop = Arc::clone(stop);
-        let out = BufWriter::with_capacity(BUFFER, PatientWriter { pipe, stop });
+        let out = BufWriter::with_capacity(BUFFER, PatientWriter::new(pipe, stop));
         self.kind = Kind::Fifo(out, *format);
         Ok(true)
     }

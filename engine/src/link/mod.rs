@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use socket2::{InterfaceIndexOrAddress, SockRef};
+
 pub mod udp;
 #[cfg(feature = "xdp")]
 pub mod xdp;
@@ -120,6 +122,15 @@ pub trait Link {
     /// When the address is not multicast or the kernel refuses to join.
     fn join(&mut self, group: SocketAddrV4) -> io::Result<()>;
 
+    /// Tells the network again that `group`, which was joined, is wanted here. What is sent to it
+    /// meanwhile may be lost. A link without a network in between has nobody to tell.
+    ///
+    /// # Errors
+    /// As for [`Link::join`].
+    fn rejoin(&mut self, _group: SocketAddrV4) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Waits until a datagram may be waiting, `wake` is readable, or the time is over.
     ///
     /// # Errors
@@ -157,6 +168,15 @@ pub fn check_group(group: SocketAddrV4) -> io::Result<()> {
         io::ErrorKind::InvalidInput,
         format!("group {group} {wrong}; use an address in 239.0.0.0/8"),
     ))
+}
+
+/// Leaves a group and joins it again, upon which the kernel reports the membership at once.
+fn rejoin(socket: SockRef<'_>, group: SocketAddrV4, on: &InterfaceIndexOrAddress) -> io::Result<()> {
+    // Fails only if it is not a member, as after an interface was taken away and came back.
+    let _ = socket.leave_multicast_v4_n(group.ip(), on);
+    socket
+        .join_multicast_v4_n(group.ip(), on)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot join {group} again: {error}")))
 }
 
 /// The Ethernet address that a multicast group maps to (RFC 1112, section 6.4).

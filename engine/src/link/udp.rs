@@ -11,9 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::{Datagram, Fault, Link, LinkStats, check_group};
+use super::{Datagram, Fault, Link, LinkStats, check_group, rejoin};
 
 mod frame;
 mod sys;
@@ -392,6 +392,14 @@ impl Link for UdpLink {
             drops: 0,
         });
         Ok(())
+    }
+
+    fn rejoin(&mut self, group: SocketAddrV4) -> io::Result<()> {
+        let Some(port) = self.ports.iter().find(|port| port.to == group) else {
+            return Ok(());
+        };
+        let interface = InterfaceIndexOrAddress::Index(self.interface.index);
+        rejoin(SockRef::from(&port.socket), group, &interface)
     }
 
     /// With all receive buffers held by the caller it does not look for datagrams: there is

@@ -23,12 +23,14 @@ use crate::report::{CycleReport, Report};
 
 mod filter;
 mod idle;
+mod membership;
 mod outbox;
 mod roles;
 pub mod store;
 mod window;
 
 use idle::{IdleState, Rest};
+use membership::Memberships;
 use outbox::{Frame, Local, Out};
 use roles::{Feed, Publish, Record, Setting, Subscribe, start_sources};
 
@@ -79,6 +81,7 @@ pub struct Node<L: Link> {
     publish: Vec<Publish>,
     subscribe: Vec<Subscribe<L::Frame>>,
     record: Vec<Record>,
+    memberships: Memberships,
     inbox: Vec<Datagram<L::Frame>>,
     stop: StopRequests,
     stopping: bool,
@@ -142,6 +145,11 @@ impl<L: Link> Node<L> {
             .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
             .collect::<Result<Vec<_>>>()?;
         start_sources(config, &mut publish, &setting)?;
+        let streams = record
+            .iter()
+            .map(Record::stream)
+            .chain(subscribe.iter().map(Subscribe::stream));
+        let memberships = Memberships::new(groups.iter().copied().zip(streams), setting.now.mono);
         groups.retain(|g| publish.iter().any(|p| p.group() == *g));
         Ok(Node {
             name: config.engine.name.clone(),
@@ -154,6 +162,7 @@ impl<L: Link> Node<L> {
             publish,
             subscribe,
             record,
+            memberships,
             inbox: Vec::with_capacity(RECEIVE_BATCH),
             stop,
             stopping: false,
@@ -276,6 +285,9 @@ impl<L: Link> Node<L> {
             local: &mut self.local,
             own: self.own,
         };
+        if kind == Kind::Heartbeat {
+            self.memberships.heard(stream, now.mono);
+        }
         let mut known = false;
         for record in self.record.iter_mut().filter(|r| r.stream() == stream) {
             known = true;
@@ -344,6 +356,9 @@ impl<L: Link> Node<L> {
     fn look_around(&mut self, now: Now) -> Result<bool> {
         let requests = self.stop.load(Ordering::Relaxed);
         self.stopping |= requests > 0;
+        self.memberships
+            .look(now.mono, &mut self.link)
+            .context("cannot join a group again")?;
         self.record.iter_mut().for_each(Record::check_rivals);
         for publish in &mut self.publish {
             publish.check_rivals()?;

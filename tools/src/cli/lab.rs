@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Subcommand, ValueEnum};
+use seqcast_tools::lab::faults::{Campaign, Kind};
 use seqcast_tools::lab::job::{Input, Job, Link};
-use seqcast_tools::lab::{self, Lab, Place, Spec};
+use seqcast_tools::lab::soak::Soak;
+use seqcast_tools::lab::{self, Lab, Place, Scratch, Spec};
 
 use super::say;
 
@@ -36,6 +38,22 @@ enum Command {
     /// Prints each host with its address, its interface and how to get a shell on it. Needs root.
     #[command(after_help = "Example:\n  seqcast lab up --clients 2 --offloads")]
     Up(UpArgs),
+    /// Break everything, again and again, under load, and check that nothing is lost.
+    ///
+    /// Engines are killed and halted, cables pulled, disks filled, servers doubled, queries flooded,
+    /// clocks set, MTUs changed, as the seed says. Then all is well again, and every client and the
+    /// archive must hold what was published, byte for byte. The exit status is 0 if they do and
+    /// nothing is left behind. Needs root.
+    #[command(after_help = "Examples:\n  \
+        seqcast lab faults --minutes 5 --seed 7\n  \
+        seqcast lab faults --minutes 0.5 --only kill,stop")]
+    Faults(FaultsArgs),
+    /// Publish steadily for long, and watch memory, latency and backlog.
+    ///
+    /// Programs write to the server's FIFO and read from the clients', and time the whole way.
+    /// Prints a sample a line as JSON, and a table at the end to standard error.
+    #[command(after_help = "Example:\n  seqcast lab soak --minutes 30 > soak.jsonl")]
+    Soak(SoakArgs),
     /// Remove what labs that were killed have left.
     ///
     /// Labs whose process is alive are left alone. Needs root.
@@ -116,6 +134,71 @@ struct UpArgs {
     offloads: bool,
 }
 
+#[derive(clap::Args)]
+struct FaultsArgs {
+    /// How long faults go on, such as 0.5.
+    #[arg(long, value_name = "M", default_value = "2", value_parser = parse_minutes)]
+    minutes: Duration,
+    /// Which faults, and when; the same seed strikes in the same order.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only these kinds of faults.
+    #[arg(long, value_enum, value_name = "KIND", value_delimiter = ',')]
+    only: Vec<Kind>,
+    /// Messages per second.
+    #[arg(long, value_name = "MSGS_PER_S", default_value_t = 5000)]
+    rate: u64,
+    /// Share of datagrams that clients and archive lose all the time.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.002)]
+    drop: f64,
+    /// Receiving engines.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=32))]
+    clients: u8,
+    /// Print the outcome as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(clap::Args)]
+struct SoakArgs {
+    /// How long, such as 0.5.
+    #[arg(long, value_name = "M", default_value = "30", value_parser = parse_minutes)]
+    minutes: Duration,
+    /// Seconds between two samples.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+    /// Messages per second.
+    #[arg(long, value_name = "MSGS_PER_S", default_value_t = 1000)]
+    rate: u64,
+    /// Receiving engines.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    clients: u8,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(clap::Args)]
+struct CommonArgs {
+    /// How engines move frames.
+    #[arg(long, value_enum, default_value_t = LinkChoice::Auto)]
+    link: LinkChoice,
+    /// The engine to run; the one beside this program unless given.
+    #[arg(long, value_name = "PATH")]
+    engine: Option<PathBuf>,
+    /// Keep configurations, logs, reports and outputs in this directory, new or empty.
+    #[arg(long, value_name = "DIR")]
+    keep_output: Option<PathBuf>,
+}
+
+fn parse_minutes(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes > 0.0 && minutes <= 100_000.0 => Ok(Duration::from_secs_f64(minutes * 60.0)),
+        _ => Err("not a number of minutes above 0".to_owned()),
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     lab::handle_signals().context("cannot handle signals")?;
     // Never by `println`: where panics abort, a closed pipe would leave the lab behind.
@@ -123,6 +206,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Run(args) => run_job(args),
         Command::Up(args) => up(args),
+        Command::Faults(args) => faults(args),
+        Command::Soak(args) => soak(args),
         Command::Clean => {
             for name in Lab::sweep()? {
                 writeln!(out, "removed {name}")?;
@@ -146,23 +231,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn run_job(args: &RunArgs) -> Result<ExitCode> {
-    let (place, link) = choose(args)?;
-    // Removed with everything in it when dropped, unless it is the user's.
-    let temporary;
-    let directory = match &args.keep_output {
-        Some(directory) => fs::create_dir_all(directory)
-            .and_then(|()| directory.canonicalize())
-            .with_context(|| format!("cannot make {}", directory.display()))?,
-        None => {
-            temporary = tempfile::Builder::new()
-                .prefix("seqcast-lab-")
-                .tempdir()
-                .context("cannot make a temporary directory")?;
-            temporary.path().to_owned()
-        }
-    };
+    let (place, link) = choose(args.link, args.loopback)?;
+    let directory = Directory::new(args.keep_output.as_deref())?;
     let job = Job {
-        engine: engine(args)?,
+        engine: engine(args.engine.as_deref())?,
         input: match &args.input {
             Some(path) => Input::File(path.clone()),
             None => Input::Made {
@@ -178,7 +250,7 @@ fn run_job(args: &RunArgs) -> Result<ExitCode> {
         link,
         mtu: args.mtu,
         limit: args.limit.map(Duration::from_secs),
-        directory,
+        directory: directory.path().to_owned(),
     };
     let outcome = job.run(&mut |line| say(line))?;
     let mut out = io::stdout().lock();
@@ -196,19 +268,19 @@ fn run_job(args: &RunArgs) -> Result<ExitCode> {
 }
 
 /// The best lab that is asked for and possible; says why it is not a better one.
-fn choose(args: &RunArgs) -> Result<(Place, Link)> {
-    if args.link == LinkChoice::Xdp {
+fn choose(link: LinkChoice, loopback: bool) -> Result<(Place, Link)> {
+    if link == LinkChoice::Xdp {
         ensure!(
-            !args.loopback,
+            !loopback,
             "AF_XDP does not work on loopback; leave out one of --link xdp and --loopback"
         );
         Lab::xdp_available().context("no AF_XDP lab is possible")?;
         return Ok((Place::Veth, Link::Xdp));
     }
-    if args.loopback {
+    if loopback {
         return Ok((Place::Loopback, Link::Udp));
     }
-    if args.link == LinkChoice::Auto {
+    if link == LinkChoice::Auto {
         match Lab::xdp_available() {
             Ok(()) => return Ok((Place::Veth, Link::Xdp)),
             Err(why) => say(format_args!("kernel UDP instead of AF_XDP: {why}")),
@@ -223,9 +295,9 @@ fn choose(args: &RunArgs) -> Result<(Place, Link)> {
     }
 }
 
-fn engine(args: &RunArgs) -> Result<PathBuf> {
-    let path = match &args.engine {
-        Some(path) => path.clone(),
+fn engine(given: Option<&Path>) -> Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_owned(),
         None => std::env::current_exe()
             .context("cannot find this program's own path")?
             .with_file_name("seqcast-engine"),
@@ -262,5 +334,97 @@ fn up(args: &UpArgs) -> Result<ExitCode> {
     writeln!(out, "until interrupted")?;
     out.flush()?;
     lab::wait_for_signal();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where a run's files go: a directory of the user's, or one that goes with it.
+enum Directory {
+    Kept(PathBuf),
+    Temporary(Scratch),
+}
+
+impl Directory {
+    fn new(keep: Option<&Path>) -> Result<Directory> {
+        let Some(directory) = keep else {
+            return Ok(Directory::Temporary(Scratch::new()?));
+        };
+        let kept = fs::create_dir_all(directory)
+            .and_then(|()| directory.canonicalize())
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(Directory::Kept(kept))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Directory::Kept(path) => path,
+            Directory::Temporary(scratch) => scratch.path(),
+        }
+    }
+}
+
+fn empty(directory: &Path) -> Result<()> {
+    let mut entries = fs::read_dir(directory).with_context(|| format!("cannot use {}", directory.display()))?;
+    ensure!(
+        entries.next().is_none(),
+        "{} is not empty; a run keeps its files in a directory of its own",
+        directory.display()
+    );
+    Ok(())
+}
+
+fn faults(args: &FaultsArgs) -> Result<ExitCode> {
+    let (place, link) = choose(args.common.link, false)?;
+    ensure!(
+        place == Place::Veth,
+        "faults need hosts with cables, and so network namespaces; \"seqcast lab check\" says why there are none"
+    );
+    let directory = Directory::new(args.common.keep_output.as_deref())?;
+    empty(directory.path())?;
+    let campaign = Campaign {
+        engine: engine(args.common.engine.as_deref())?,
+        link,
+        duration: args.minutes,
+        seed: args.seed,
+        only: args.only.clone(),
+        rate: args.rate,
+        drop: args.drop,
+        clients: args.clients,
+        directory: directory.path().to_owned(),
+    };
+    let outcome = campaign.run(&mut |line| say(line))?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &outcome)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "\n{outcome}")?;
+    }
+    Ok(if outcome.broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn soak(args: &SoakArgs) -> Result<ExitCode> {
+    let (place, link) = choose(args.common.link, false)?;
+    let directory = Directory::new(args.common.keep_output.as_deref())?;
+    empty(directory.path())?;
+    let soak = Soak {
+        engine: engine(args.common.engine.as_deref())?,
+        place,
+        link,
+        duration: args.minutes,
+        every: Duration::from_secs(args.every),
+        rate: args.rate,
+        clients: args.clients,
+        directory: directory.path().to_owned(),
+    };
+    let outcome = soak.run(&mut |sample| {
+        let mut out = io::stdout().lock();
+        serde_json::to_writer(&mut out, sample)?;
+        Ok(writeln!(out)?)
+    })?;
+    say(format_args!("\n{outcome}"));
     Ok(ExitCode::SUCCESS)
 }

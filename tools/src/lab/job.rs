@@ -30,6 +30,16 @@ pub enum Link {
     Udp,
 }
 
+impl Link {
+    /// As configurations name it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Link::Xdp => "xdp",
+            Link::Udp => "udp",
+        }
+    }
+}
+
 /// The configuration of one engine, as TOML.
 #[derive(Serialize)]
 struct Config<'a> {
@@ -111,7 +121,7 @@ impl<'a> Messages<'a> {
 }
 
 /// The start of the line that an engine prints when it receives.
-fn ready_line(name: &str) -> String {
+pub(super) fn ready_line(name: &str) -> String {
     format!("ready {name} ")
 }
 
@@ -397,7 +407,8 @@ fn wait_all(engines: &mut [Process], archive: &mut Process, limit: Duration) -> 
     Ok(waited?)
 }
 
-fn write_session(mut generator: itch::Generator, path: &Path) -> Result<()> {
+/// Writes a made session as a BinaryFILE.
+pub(super) fn write_session(mut generator: itch::Generator, path: &Path) -> Result<()> {
     let mut writer = Writer::new(File::create(path)?);
     let mut written = 0u64;
     while let Some(message) = generator.next_message() {
@@ -409,7 +420,7 @@ fn write_session(mut generator: itch::Generator, path: &Path) -> Result<()> {
 }
 
 /// The bytes of all files in a directory and those below it; 0 if there is none.
-fn tree_size(directory: &Path) -> io::Result<u64> {
+pub(super) fn tree_size(directory: &Path) -> io::Result<u64> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         other => other?,

@@ -9,21 +9,29 @@
 //! killed process left behind is removed when the next lab starts.
 
 mod command;
+pub mod faults;
+mod hostile;
 mod interrupt;
 pub mod job;
 mod netns;
 pub mod outcome;
+mod part;
 mod process;
+mod scratch;
+pub mod soak;
 mod sys;
+mod verify;
 mod veth;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 pub use interrupt::{handle_signals, wait_for_signal};
 pub use process::Process;
+pub use scratch::Scratch;
+pub use verify::archived;
 
 /// The most hosts that one lab can have.
 pub const HOSTS_MAX: usize = 200;
@@ -142,12 +150,15 @@ impl Lab {
         sys::try_af_xdp().map_err(Why::NoAfXdp)
     }
 
-    /// Removes what labs of processes that are gone have left; returns the namespaces' names.
+    /// Removes what labs of processes that are gone have left: namespaces, and temporary
+    /// directories. Returns their names.
     ///
     /// # Errors
     /// When a command fails.
     pub fn sweep() -> Result<Vec<String>, Error> {
-        netns::sweep()
+        let mut removed = netns::sweep()?;
+        removed.extend(scratch::sweep());
+        Ok(removed)
     }
 
     /// Removes what dead labs have left, then makes a lab and waits until its switch forwards.
@@ -226,6 +237,19 @@ impl Lab {
         self.set_link(host, "up")
     }
 
+    /// Gives a host's interface another MTU, in bytes; the switch keeps its own.
+    ///
+    /// # Errors
+    /// On loopback, or when the command fails or the lab has no such host.
+    pub fn set_mtu(&self, host: &str, mtu: u16) -> Result<(), Error> {
+        match &self.host(host)?.namespace {
+            Some(namespace) => namespace
+                .ip(&["link", "set", "dev", veth::INTERFACE, "mtu", &mtu.to_string()])
+                .map(drop),
+            None => Err(Error::Spec("loopback labs have no interfaces of their own".to_owned())),
+        }
+    }
+
     fn set_link(&self, host: &str, state: &str) -> Result<(), Error> {
         self.host(host)?;
         match &self.switch {
@@ -258,6 +282,20 @@ impl Host {
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
         self.namespace.as_ref().map(netns::Namespace::name)
+    }
+
+    /// A UDP socket of this host, bound to a port on all its addresses; 0: any port.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the port not be bound.
+    pub fn udp_socket(&self, port: u16) -> io::Result<UdpSocket> {
+        let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port));
+        let Some(namespace) = &self.namespace else {
+            return bind();
+        };
+        // A namespace is a thread's; a socket stays in that where it was made.
+        let made = std::thread::scope(|scope| scope.spawn(|| namespace.enter().and_then(|()| bind())).join());
+        made.unwrap_or_else(|_| Err(io::Error::other("the thread that makes a socket panicked")))
     }
 
     /// A command that will run on this host. Its process has the child's own pid (nothing stays in

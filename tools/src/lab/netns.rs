@@ -5,13 +5,15 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use super::command::run;
 use super::{Error, sys};
 
 const DIRECTORY: &str = "/var/run/netns";
-const PREFIX: &str = "sqc-";
+/// What the names of all that labs make begin with.
+pub(super) const PREFIX: &str = "sqc-";
 
 /// The owner's part of a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,14 +35,15 @@ impl Owner {
         format!("{PREFIX}{}-t{}-{n}", self.pid, self.start)
     }
 
-    fn of(name: &str) -> Option<Owner> {
+    /// Whose name this is.
+    pub(super) fn of(name: &str) -> Option<Owner> {
         let mut parts = name.strip_prefix(PREFIX)?.split('-');
         let pid = parts.next()?.parse().ok()?;
         let start = parts.next()?.strip_prefix('t')?.parse().ok()?;
         Some(Owner { pid, start })
     }
 
-    fn is_alive(self) -> bool {
+    pub(super) fn is_alive(self) -> bool {
         start_of(self.pid) == Some(self.start)
     }
 }
@@ -102,6 +105,12 @@ impl Namespace {
 
     pub(super) fn name(&self) -> &str {
         &self.0
+    }
+
+    /// Makes it the namespace of the calling thread, for good.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        let file = fs::File::open(Path::new(DIRECTORY).join(&self.0))?;
+        Ok(nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?)
     }
 
     /// Runs `ip` on this namespace.

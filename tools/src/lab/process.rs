@@ -119,14 +119,40 @@ impl Process {
     /// # Errors
     /// When the signal cannot be sent; not if it has already ended.
     pub fn terminate(&mut self) -> Result<(), Error> {
+        self.signal(libc::SIGTERM)
+    }
+
+    /// Halts the program (SIGSTOP), wherever it is, until [`Process::resume`].
+    ///
+    /// # Errors
+    /// As [`Process::terminate`].
+    pub fn halt(&mut self) -> Result<(), Error> {
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// Lets a halted program go on (SIGCONT).
+    ///
+    /// # Errors
+    /// As [`Process::terminate`].
+    pub fn resume(&mut self) -> Result<(), Error> {
+        self.signal(libc::SIGCONT)
+    }
+
+    fn signal(&mut self, signal: i32) -> Result<(), Error> {
         // Once reaped, the pid may be someone else's.
         if self.try_wait()?.is_some() {
             return Ok(());
         }
-        sys::signal(self.child.id(), libc::SIGTERM).map_err(|error| Error::Start {
-            command: format!("kill {}", self.name),
+        sys::signal(self.child.id(), signal).map_err(|error| Error::Start {
+            command: format!("signal {}", self.name),
             error,
         })
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// The error for having ended, with the last lines of the log.

@@ -9,7 +9,7 @@ use super::netns::{Namespace, Owner};
 use super::{Error, Host, Spec, Why};
 
 const BRIDGE: &str = "br0";
-const INTERFACE: &str = "eth1";
+pub(super) const INTERFACE: &str = "eth1";
 const PREFIX_LENGTH: u8 = 24;
 /// How long hosts may take to answer a query, in 1/100 s (the unit of `ip link`). Below 10 the
 /// query would be one of IGMPv1.

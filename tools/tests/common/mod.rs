@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use seqcast_tools::itch;
-use seqcast_tools::lab::{Lab, Place, Process, Spec};
+use seqcast_tools::lab::{self, Lab, Place, Process, Spec};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -197,20 +197,8 @@ impl World {
 
     /// The messages of an archive in the order of sessions and numbers, framed as the input is.
     pub fn assert_archived(&self) {
-        let archive = seqcast_archive::Reader::open(&self.path("archive.d")).unwrap();
-        let mut got = seqcast_engine::feed::binaryfile::Writer::new(Vec::new());
-        for session in archive.sessions().unwrap() {
-            let mut session = archive.session(session).unwrap();
-            for record in session.in_order(seqcast_proto::seq::Seq::FIRST) {
-                let record = record.unwrap();
-                let block = seqcast_proto::wire::Block::parse(record.first, record.count, &record.block).unwrap();
-                for (_, message) in block.messages() {
-                    got.write(message.payload).unwrap();
-                }
-            }
-        }
         assert!(
-            got.finish().unwrap() == fs::read(&self.input).unwrap(),
+            lab::archived(&self.path("archive.d")).unwrap() == fs::read(&self.input).unwrap(),
             "the archive holds something else"
         );
     }

@@ -326,6 +326,11 @@ impl Link for XdpLink {
         Ok(())
     }
 
+    fn rejoin(&mut self, group: SocketAddrV4) -> io::Result<()> {
+        let on = socket2::InterfaceIndexOrAddress::Index(self.interface.index);
+        super::rejoin(socket2::SockRef::from(&self.kernel), group, &on)
+    }
+
     fn wait(&mut self, wake: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
         if let Some(last) = self.poll.last_mut() {
             last.fd = wake.as_raw_fd();
