@@ -517,8 +517,9 @@ impl<F: AsRef<[u8]>> Client<F> {
             self.hold.drop_range(done.prefix(self.hold.window()));
         }
         self.cursor.next = last.next();
-        // What was given up for a nearer frame may have come within another: asked for in vain, it
-        // would fill the window of what may be asked for.
+        // What was given up for a nearer frame may have come within another, and what came may not
+        // have been cut out of a full list: asked for in vain, it would fill the window of what may
+        // be asked for.
         if !self.gaps.is_empty() {
             self.gaps.forget_below(self.cursor.next);
         }

@@ -43,3 +43,22 @@ fn what_was_missed_is_found_without_a_server_and_without_an_address() {
         world.check_client(back, have);
     }
 }
+
+#[test]
+fn a_client_whose_list_of_gaps_is_full_asks_for_nothing_that_it_has() {
+    for seed in 1..=20 {
+        let mut world = World::new(seed, BAD, 2000);
+        world.start_archive();
+        let client = world.add_client(Start::Session);
+        let mut config = ClientConfig::new(STREAM, 500);
+        config.start = Start::Session;
+        config.gaps.max_gaps = 3;
+        world.clients[client].client = Client::new(config, world.now);
+        world.start_server();
+        world.run_until("delivery", 60 * SECONDS, |w| w.everyone_has(2000));
+        world.check_client(client, 0);
+        let (asked, until) = (world.clients[client].client.stats().naks, world.now + 5 * SECONDS);
+        world.run_until("a while", 6 * SECONDS, |w| w.now >= until);
+        assert_eq!(world.clients[client].client.stats().naks, asked, "seed {seed}");
+    }
+}
