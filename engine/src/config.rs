@@ -14,8 +14,10 @@ use crate::feed::item::SinkFormat;
 use crate::link::{Attach, Bind};
 
 mod route;
+mod trust;
 
 pub use route::Route;
+pub use trust::{Allow, Net, Trust};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -332,6 +334,8 @@ pub struct Repair {
     pub merge_us: u64,
     /// Bytes of repairs a second; 0 means no limit.
     pub bytes: u64,
+    /// How many times as many bytes as it has asked with a requester is answered at most.
+    pub amplification: u32,
 }
 
 impl Default for Repair {
@@ -340,6 +344,7 @@ impl Default for Repair {
             cast: Cast::Auto,
             merge_us: 2000,
             bytes: 0,
+            amplification: 2048,
         }
     }
 }
@@ -417,6 +422,8 @@ pub struct Publish {
     /// Longest wait for outstanding acknowledgements after the end, in milliseconds.
     #[serde(default = "default_linger_max")]
     pub linger_max_ms: u64,
+    /// Keys, and whose frames are used.
+    pub trust: Option<Trust>,
 }
 
 impl Publish {
@@ -528,6 +535,8 @@ pub struct Subscribe {
     /// Time after which a gap is reported as lost, in milliseconds.
     #[serde(default = "default_give_up")]
     pub give_up_ms: u64,
+    /// Keys, and whose frames are used.
+    pub trust: Option<Trust>,
 }
 
 fn default_confirm() -> u64 {
@@ -588,6 +597,8 @@ pub struct Archive {
     /// End the engine when the stream has ended and all of it is stored.
     #[serde(default)]
     pub exit_at_end: bool,
+    /// Keys, and whose frames are used.
+    pub trust: Option<Trust>,
 }
 
 fn default_sync() -> u32 {
@@ -685,6 +696,16 @@ impl Config {
                         "[[{table}]] {other} and {stream} have the same identity {identity}: give one of them another `id`, or drop it"
                     ));
                 }
+            }
+        }
+        self.check_trust()?;
+        let repairs = self.publish.iter().map(|p| (p.stream, p.repair));
+        let repairs = repairs.chain(self.archive.iter().map(|a| (a.stream, a.repair)));
+        for (stream, repair) in repairs {
+            if !(256..=1 << 20).contains(&repair.amplification) {
+                return invalid(format!(
+                    "stream {stream}: `repair.amplification` must be 256 to 1048576"
+                ));
             }
         }
         for publish in &self.publish {
@@ -800,6 +821,33 @@ impl Config {
                 "[engine.fault] drop = {} is not a share from 0.0 to 1.0",
                 fault.drop
             ));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Group, identity and trust of each table that names a stream.
+    pub(crate) fn trusts(&self) -> impl Iterator<Item = (SocketAddrV4, Option<u32>, Option<&Trust>)> {
+        let publish = self.publish.iter().map(|p| (p.stream, p.id, p.trust.as_ref()));
+        let subscribe = self.subscribe.iter().map(|s| (s.stream, s.id, s.trust.as_ref()));
+        let archive = self.archive.iter().map(|a| (a.stream, a.id, a.trust.as_ref()));
+        publish.chain(subscribe).chain(archive)
+    }
+
+    fn check_trust(&self) -> Result<(), ConfigError> {
+        let all: Vec<_> = self.trusts().collect();
+        for (i, (stream, id, trust)) in all.iter().enumerate() {
+            if let Some(Err(wrong)) = trust.map(Trust::check) {
+                return Err(ConfigError::Invalid(format!("stream {stream}: {wrong}")));
+            }
+            let identity = crate::stream_id(*stream, *id);
+            let differs = |o: &&(SocketAddrV4, _, _)| crate::stream_id(o.0, o.1) == identity && o.2 != *trust;
+            if all[..i].iter().any(|o| differs(&o)) {
+                return Err(ConfigError::Invalid(format!(
+                    "stream {stream}: its tables have different `trust`; give all of them the same"
+                )));
+            }
         }
         Ok(())
     }

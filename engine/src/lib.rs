@@ -1,6 +1,7 @@
 //! The Seqcast engine: one process per NIC that runs servers, clients and archives.
 //!
 //! - [`config`]: what an engine shall do, from a TOML file.
+//! - [`keys`]: files of keys that streams' frames are sealed with.
 //! - [`link`]: how frames move: AF_XDP or kernel sockets.
 //! - [`feed`]: where messages come from and go to: files, standard streams, FIFOs.
 //! - [`node`]: the duty cycle that joins protocol, link, logs and feeds on one core.
@@ -13,6 +14,7 @@ use seqcast_proto::seq::Stream;
 pub mod clock;
 pub mod config;
 pub mod feed;
+pub mod keys;
 pub mod link;
 pub mod node;
 pub mod report;

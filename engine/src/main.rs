@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use seqcast_engine::config::{Config, LinkKind};
 use seqcast_engine::link::Link;
 use seqcast_engine::node::{Node, Programs, StopRequests};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 mod open;
 
@@ -28,6 +28,7 @@ enum Command {
     ///
     /// SIGTERM and SIGINT end it in order: sources are drained, the end is announced, last
     /// acknowledgements are awaited, logs are synced. A second signal leaves at once.
+    /// SIGHUP lets it read files of keys again.
     Run {
         /// The configuration file (TOML).
         #[arg(long)]
@@ -69,6 +70,9 @@ fn run(config: &Config) -> Result<()> {
         }
         .context("cannot handle signals")?;
     }
+    // SAFETY: the handler only adds to an atomic, which is async-signal-safe.
+    unsafe { signal_hook::low_level::register(SIGHUP, seqcast_engine::keys::request_reload) }
+        .context("cannot handle signals")?;
     match config.engine.link {
         LinkKind::Udp => start(config, open::udp(config)?, open::udp_may_hold(config), stop),
         #[cfg(feature = "xdp")]

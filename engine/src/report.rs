@@ -28,6 +28,8 @@ pub struct Report {
     pub publications: Vec<PublicationReport>,
     /// Streams recorded.
     pub archives: Vec<ArchiveReport>,
+    /// Streams with keys or allow-lists.
+    pub trust: Vec<TrustReport>,
 }
 
 /// The duty cycle.
@@ -44,6 +46,36 @@ pub struct CycleReport {
     pub local_dropped: u64,
     /// Frames of streams that this engine has nothing to do with, or of no stream at all.
     pub strangers: u64,
+}
+
+/// A stream's keys, and what was refused before it could change anything.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrustReport {
+    /// Group and port.
+    pub stream: String,
+    /// Ids of the keys in force; the first seals.
+    pub keys: Vec<u8>,
+    /// Times that the file of keys was read again.
+    pub reloads: u64,
+    /// Frames sealed.
+    pub sealed: u64,
+    /// Frames that were found to be sealed with one of the keys.
+    pub opened: u64,
+    /// Frames with a wrong tag: made without the key, or damaged.
+    pub forged: u64,
+    /// Control frames that had been taken before.
+    pub replayed: u64,
+    /// Frames sealed too far from the present: replays, or clocks that differ.
+    pub stale: u64,
+    /// Frames without a seal, though the stream has keys.
+    pub unkeyed: u64,
+    /// Frames sealed with a key that is not in the file.
+    pub unknown_key: u64,
+    /// Sealed frames, though the stream has no key here.
+    pub keyed: u64,
+    /// Frames of sources that the allow-list does not name.
+    pub not_allowed: u64,
 }
 
 /// A stream received.
@@ -78,6 +110,8 @@ pub struct SubscriptionReport {
     pub refused: u64,
     /// Frames of a second server under the same identity.
     pub foreign: u64,
+    /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
+    pub unasked: u64,
     /// Smoothed time from a NAK to its repair.
     pub round_trip_ns: u64,
     /// Sessions that ended.
@@ -114,6 +148,8 @@ pub struct PublicationReport {
     pub merged: u64,
     /// Ranges put off because their requester, or all together, had too many waiting.
     pub put_off: u64,
+    /// Ranges cut short because their requester had not asked at such length.
+    pub limited: u64,
     /// Frames of another server under the identity of this one.
     pub foreign: u64,
     /// ACK frames received.
@@ -166,6 +202,10 @@ pub struct ArchiveReport {
     pub merged: u64,
     /// Ranges put off because their requester, or all together, had too many waiting.
     pub put_off: u64,
+    /// Ranges cut short because their requester had not asked at such length.
+    pub limited: u64,
+    /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
+    pub unasked: u64,
     /// Frames of a second server under the same identity.
     pub foreign: u64,
     /// Messages sent again.

@@ -48,6 +48,16 @@ enum Command {
         seqcast itch --out - --bytes 4GiB | consumer\n  \
         seqcast itch --describe day.bin")]
     Itch(cli::itch::Args),
+    /// Make and change the keys of a stream.
+    ///
+    /// Engines that use a file of keys take up a change within a second. To change a key without a
+    /// gap: add one and copy the file to every host; use it and copy; remove the old one and copy.
+    #[command(after_help = "Examples:\n  \
+        seqcast key new /etc/seqcast/ticks.key\n  \
+        seqcast key add /etc/seqcast/ticks.key\n  \
+        seqcast key use /etc/seqcast/ticks.key 2\n  \
+        seqcast key remove /etc/seqcast/ticks.key 1")]
+    Key(cli::key::Args),
     /// Run server, archive and clients on one machine, and check what arrives.
     ///
     /// With root, each is a host of its own: a network namespace behind a bridge. Everything is
@@ -83,6 +93,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Archive(args) => cli::archive::run(&args),
         Command::Itch(args) => cli::itch::run(&args),
+        Command::Key(args) => cli::key::run(&args),
         Command::Lab(args) => cli::lab::run(&args),
         Command::Sim(args) => cli::sim::run(&args),
         Command::Replay(args) => cli::replay::run(&args),

@@ -87,6 +87,8 @@ pub struct ArchiverStats {
     pub naks: u64,
     /// Frames of a second server under the same identity.
     pub foreign: u64,
+    /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
+    pub unasked: u64,
     /// Bytes that were no frame.
     pub malformed: u64,
     /// Repairs given.
@@ -249,10 +251,18 @@ impl Archiver {
         };
         let header = frame.header;
         let session = header.session();
+        let answer = matches!(frame.body, Body::Repair(_) | Body::End(_) | Body::Unavailable(_));
+        if answer && !self.parties.may_answer(from) {
+            // Its own answers to everyone are no news.
+            self.stats.unasked += u64::from(from != self.config.local);
+            return;
+        }
         match frame.body {
             Body::Data(block) => {
                 if let Some(at) = self.recording_of(header, store) {
-                    self.parties.server.get_or_insert(from);
+                    if self.parties.server().is_none() {
+                        self.parties.set_server(from);
+                    }
                     self.on_block(now, at, header.time.get(), &block, store);
                 }
             }
@@ -433,9 +443,8 @@ impl Archiver {
             }
         }
         if let Some(server) = endpoints.iter().find(|e| e.is(Role::Server)).map(Endpoint::addr)
-            && self.parties.server != Some(server)
+            && self.parties.set_server(server)
         {
-            self.parties.server = Some(server);
             self.repeat_due = now.mono;
             self.ack_due = now.mono;
         }
@@ -522,7 +531,7 @@ impl Archiver {
     /// Asks the server about older sessions of which it has not told the neighbours: whole sessions
     /// may have passed while this archive was away, and their server keeps them until it asks.
     fn trace(&self, now: Now, out: &mut impl Outbox) {
-        let Some(server) = self.parties.server else { return };
+        let Some(server) = self.parties.server() else { return };
         let older = self.recordings.split_last().map_or(&[][..], |(_, older)| older);
         for recording in older.iter().rev().filter(|r| !r.traced).take(TRACED_AT_ONCE) {
             let last = recording.end.map_or(Seq(0), |e| e.last).next();
@@ -691,7 +700,7 @@ impl Archiver {
             self.recordings.iter_mut().for_each(|r| r.dirty = true);
         }
         self.ack_due = self.repeat_due;
-        let Some(server) = self.parties.server else { return };
+        let Some(server) = self.parties.server() else { return };
         self.unacked = 0;
         let newest = self.recordings.last().map_or(Session::NONE, |r| r.session);
         for recording in self.recordings.iter_mut().filter(|r| r.dirty) {

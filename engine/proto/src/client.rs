@@ -105,6 +105,8 @@ pub struct ClientStats {
     pub other_session: u64,
     /// Frames of a second server under the same identity.
     pub foreign: u64,
+    /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
+    pub unasked: u64,
     /// Bytes that were no frame.
     pub malformed: u64,
     /// NAK frames sent.
@@ -280,10 +282,17 @@ impl<F: AsRef<[u8]>> Client<F> {
             }
         };
         let header = parsed.header;
+        let answer = matches!(parsed.body, Body::Repair(_) | Body::End(_) | Body::Unavailable(_));
+        if answer && !self.parties.may_answer(from) {
+            self.cursor.stats.unasked += 1;
+            return;
+        }
         match parsed.body {
             Body::Data(block) => {
                 if self.accept_server(header, from, now, app) && self.enter(header, block.first(), app) {
-                    self.parties.server.get_or_insert(from);
+                    if self.parties.server().is_none() {
+                        self.parties.set_server(from);
+                    }
                     if let Some(range) = block.range() {
                         self.on_block(now, range, frame, app);
                     }
@@ -604,7 +613,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             self.gaps.archives_changed();
         }
         if let Some(server) = endpoints.iter().find(|e| e.is(Role::Server)) {
-            self.parties.server = Some(server.addr());
+            self.parties.set_server(server.addr());
         }
     }
 

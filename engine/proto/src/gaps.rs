@@ -10,10 +10,14 @@ use crate::io::Outbox;
 use crate::rng::Rng;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MICROS, MILLIS, Nanos, Now, RoundTrip, SECONDS};
-use crate::wire::{Kind, MAX_RANGES, Reason, Stamp, flags};
+use crate::wire::{Kind, MAX_ENDPOINTS, MAX_RANGES, Reason, Stamp, flags};
 
-/// Most archives that are asked in turn.
-pub const MAX_ARCHIVES: usize = 8;
+/// Most archives that are asked in turn: all that a heartbeat can name.
+pub const MAX_ARCHIVES: usize = MAX_ENDPOINTS - 1;
+/// Parties that are known no more whose answers are still taken.
+const FORMER: usize = 8;
+/// Messages that one range of a question names at least, where there are so many.
+const PIECE: u32 = 16;
 
 /// How repairs are asked for.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +64,11 @@ impl Default for GapConfig {
 #[derive(Clone, Debug)]
 pub struct Parties {
     archives: [Option<SocketAddrV4>; MAX_ARCHIVES],
-    /// The server's address, once known.
-    pub server: Option<SocketAddrV4>,
+    server: Option<SocketAddrV4>,
+    /// Known before, the latest first.
+    former: [Option<SocketAddrV4>; FORMER],
+    /// A heartbeat has named them.
+    named: bool,
     /// Where NAKs go when they are multicast; then no address need be known.
     pub group: Option<SocketAddrV4>,
     /// Whether an archive exists, known by address or not. Then no message is given up on the
@@ -83,6 +90,8 @@ impl Parties {
         Parties {
             archives: [None; MAX_ARCHIVES],
             server: None,
+            former: [None; FORMER],
+            named: false,
             group: None,
             archived,
             run: 0,
@@ -109,9 +118,11 @@ impl Parties {
     /// Archives that stay keep their place.
     pub fn set_archives(&mut self, named: impl Iterator<Item = SocketAddrV4> + Clone) -> bool {
         let mut changed = false;
-        for place in &mut self.archives {
-            if place.is_some_and(|a| named.clone().all(|n| n != a)) {
-                *place = None;
+        self.named = true;
+        for at in 0..self.archives.len() {
+            if let Some(gone) = self.archives[at].filter(|a| named.clone().all(|n| n != *a)) {
+                self.archives[at] = None;
+                self.remember(gone);
                 changed = true;
             }
         }
@@ -124,6 +135,38 @@ impl Parties {
             }
         }
         changed
+    }
+
+    /// The server's address, once known.
+    #[must_use]
+    pub fn server(&self) -> Option<SocketAddrV4> {
+        self.server
+    }
+
+    /// Takes the server's address, and says whether it is another than before.
+    pub fn set_server(&mut self, server: SocketAddrV4) -> bool {
+        let changed = self.server != Some(server);
+        if changed && let Some(gone) = self.server.replace(server) {
+            self.remember(gone);
+        }
+        changed
+    }
+
+    fn remember(&mut self, gone: SocketAddrV4) {
+        let known = self.former.iter().position(|f| *f == Some(gone));
+        self.former[..=known.unwrap_or(FORMER - 1)].rotate_right(1);
+        self.former[0] = Some(gone);
+    }
+
+    /// Whether an answer from this address counts: it is that of the server or an archive, now or
+    /// lately. Before a heartbeat has named them anyone may answer what was asked by multicast.
+    #[must_use]
+    pub fn may_answer(&self, from: SocketAddrV4) -> bool {
+        let from = Some(from);
+        self.server == from
+            || self.archives.contains(&from)
+            || self.former.contains(&from)
+            || self.group.is_some() && !self.named
     }
 
     /// The `n`-th known archive, counted round and round.
@@ -632,7 +675,7 @@ impl Gaps {
                 .map(|b| b.2)
                 .take(MAX_RANGES);
             // A frame that cannot be sent now is covered by the time-out.
-            if out.send(to, |buf| stamp.ranges(buf, Kind::Nak, chosen)) {
+            if out.send(to, |buf| stamp.ranges(buf, Kind::Nak, pieces(chosen))) {
                 self.naks += 1;
             }
             let mut sent = 0;
@@ -659,6 +702,23 @@ impl Gaps {
 fn pause(timeout: Nanos, tries: u32, max: Nanos) -> Nanos {
     let doublings = (tries.saturating_sub(1) / 2).min(16);
     (timeout << doublings).min(max)
+}
+
+/// The same messages in more ranges, if they are many: an answer may be so many times as long as the
+/// question, so who asks for much asks at length.
+fn pieces(ranges: impl Iterator<Item = SeqRange> + Clone) -> impl Iterator<Item = SeqRange> {
+    let (count, total) = ranges
+        .clone()
+        .fold((0, 0u32), |(n, sum), r| (n + 1, sum.saturating_add(r.len())));
+    // Each range may end in a shorter piece.
+    let room = (MAX_RANGES as u32).saturating_sub(count).max(1);
+    let size = total.div_ceil(room).max(PIECE);
+    ranges.flat_map(move |range| {
+        (0..range.len().div_ceil(size)).filter_map(move |i| {
+            let first = range.first.plus(i * size);
+            SeqRange::new(first, range.last.min(first.plus(size - 1)))
+        })
+    })
 }
 
 /// The stamp of a NAK, but for what [`Gaps::ask`] sets.

@@ -35,6 +35,7 @@ pub mod mutations;
 pub mod ranges;
 pub mod responder;
 pub mod rng;
+pub mod seal;
 pub mod seq;
 pub mod server;
 pub mod subject;

@@ -1,13 +1,15 @@
 //! Answers NAKs from a store: the same for archives and servers.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
 use crate::io::{Lookup, Outbox, Store};
 use crate::limit::Bucket;
+use crate::seal::TRAILER;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
-use crate::wire::{HEADER, Kind, Ranges, Reason, Stamp, flags};
+use crate::wire::{EndBody, HEADER, Kind, Ranges, Reason, Refusal, Stamp, WireRange, flags};
 
 /// How repairs are given.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,8 @@ pub struct RepairConfig {
     pub merge: Nanos,
     /// Ranges that one requester may have waiting; more are put off.
     pub per_requester: usize,
+    /// How many times as many bytes as it has asked with a requester is answered at most.
+    pub amplification: u32,
     /// Bytes of repairs a second, over all requesters; `None`: as the link can carry beside the
     /// live stream.
     pub bytes_per_second: Option<u64>,
@@ -35,6 +39,7 @@ impl RepairConfig {
             cast: Cast::Auto,
             merge: 2 * MILLIS,
             per_requester: 128,
+            amplification: 2048,
             bytes_per_second: None,
         }
     }
@@ -65,6 +70,8 @@ pub struct ResponderStats {
     pub unavailable: u64,
     /// Ranges put off because too many were waiting.
     pub busy: u64,
+    /// Ranges cut short because their requester had not asked at such length.
+    pub limited: u64,
     /// Ranges that one multicast repair answered together with another requester's.
     pub merged: u64,
 }
@@ -92,6 +99,60 @@ struct Recent {
 /// Ranges remembered for merging.
 const RECENT: usize = 256;
 
+/// What a requester may still be answered, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    asker: SocketAddrV4,
+    credit: u64,
+    used: Nanos,
+}
+
+/// Requesters with credit.
+#[derive(Debug)]
+struct Accounts(Vec<Account>);
+
+/// Requesters of whom credit is kept; of more, those that asked last.
+const ACCOUNTS: usize = 256;
+/// Most credit that a requester can save.
+const MAX_CREDIT: u64 = 4 << 20;
+/// Bytes of a frame besides its own: IP and UDP headers, and the seal of a keyed stream. Answers
+/// are charged with them, questions not credited.
+const OVERHEAD: u64 = 28 + TRAILER as u64;
+
+impl Accounts {
+    fn earn(&mut self, asker: SocketAddrV4, bytes: u64, now: Nanos) {
+        if let Some(account) = self.0.iter_mut().find(|a| a.asker == asker) {
+            account.credit = (account.credit + bytes).min(MAX_CREDIT);
+            account.used = now;
+            return;
+        }
+        let account = Account {
+            asker,
+            credit: bytes.min(MAX_CREDIT),
+            used: now,
+        };
+        if self.0.len() < ACCOUNTS {
+            self.0.push(account);
+        } else if let Some(oldest) = self.0.iter_mut().min_by_key(|a| a.used) {
+            *oldest = account;
+        }
+    }
+
+    /// Takes the cost of a frame of `len` bytes, if there is credit for it.
+    fn pay(&mut self, asker: SocketAddrV4, len: usize) -> bool {
+        let cost = len as u64 + OVERHEAD;
+        let account = self.0.iter_mut().find(|a| a.asker == asker && a.credit >= cost);
+        account.map(|a| a.credit -= cost).is_some()
+    }
+
+    /// Gives back what a frame did not use.
+    fn give_back(&mut self, asker: SocketAddrV4, bytes: usize) {
+        if let Some(account) = self.0.iter_mut().find(|a| a.asker == asker) {
+            account.credit += bytes as u64;
+        }
+    }
+}
+
 /// Answers that are on their way, bounded, a fair share for each range.
 #[derive(Debug)]
 pub struct Responder {
@@ -102,6 +163,7 @@ pub struct Responder {
     config: RepairConfig,
     jobs: VecDeque<Job>,
     recent: VecDeque<Recent>,
+    accounts: Accounts,
     bucket: Option<Bucket>,
     limit: usize,
     stats: ResponderStats,
@@ -111,6 +173,9 @@ pub struct Responder {
 const BURST: u64 = 64 << 10;
 /// Milliseconds after which a requester that was put off may ask again.
 const BUSY_RETRY_MS: u16 = 5;
+/// Bytes of an UNAVAILABLE for one range, and of an END.
+const REFUSED: usize = HEADER + size_of::<Refusal>();
+const ENDED: usize = HEADER + size_of::<EndBody>();
 /// REPAIR frames that one job sends before the next job has its turn.
 const TURN: usize = 16;
 
@@ -124,6 +189,7 @@ impl Responder {
             flags: if is_server { flags::FROM_SERVER } else { 0 },
             jobs: VecDeque::with_capacity(limit),
             recent: VecDeque::with_capacity(RECENT),
+            accounts: Accounts(Vec::with_capacity(ACCOUNTS)),
             // Full at first, so time 0 serves as well as any.
             bucket: config.bytes_per_second.map(|rate| Bucket::new(rate, BURST, 0)),
             config,
@@ -164,6 +230,9 @@ impl Responder {
         {
             self.recent.pop_front();
         }
+        let asked = HEADER + ranges.iter().count() * size_of::<WireRange>();
+        let earned = asked as u64 * u64::from(self.config.amplification);
+        self.accounts.earn(to, earned, now.mono);
         let mut waiting = self.jobs.iter().filter(|j| j.from == to).count();
         for range in ranges.iter() {
             if self.config.cast == Cast::Auto && self.merge(now, to, session, range) {
@@ -190,9 +259,24 @@ impl Responder {
                 self.remember(now, to, to_group, session, range);
             } else {
                 self.stats.busy += 1;
-                let stamp = self.stamp(session, Seq(0), now.wall);
-                out.send(to, |buf| stamp.unavailable(buf, range, Reason::Busy, BUSY_RETRY_MS));
+                self.put_off(now, to, to, session, range, out);
             }
+        }
+    }
+
+    /// Tells who asked to ask again later, unless it has not paid even for that.
+    fn put_off(
+        &mut self,
+        now: Now,
+        asker: SocketAddrV4,
+        to: SocketAddrV4,
+        session: Session,
+        range: SeqRange,
+        out: &mut impl Outbox,
+    ) {
+        if self.accounts.pay(asker, REFUSED) {
+            let stamp = self.stamp(session, Seq(0), now.wall);
+            out.send(to, |buf| stamp.unavailable(buf, range, Reason::Busy, BUSY_RETRY_MS));
         }
     }
 
@@ -253,10 +337,26 @@ impl Responder {
             if sent == budget || !open {
                 break;
             }
-            let (to, session, range) = (job.to, job.session, job.range);
-            let rest = match self.answer(now, to, session, range, store, out) {
-                Step::Sent(next) => SeqRange::new(next, range.last),
-                Step::NoBuffer => break,
+            let Job {
+                from,
+                to,
+                session,
+                range,
+            } = *job;
+            // Paid before, so that whatever is sent is covered.
+            let most = out.max_frame();
+            let rest = if self.accounts.pay(from, most) {
+                let step = self.answer(now, to, session, range, store, out);
+                let Step::Sent { next, len } = step else {
+                    self.accounts.give_back(from, most + OVERHEAD as usize);
+                    break;
+                };
+                self.accounts.give_back(from, most.saturating_sub(len));
+                SeqRange::new(next, range.last)
+            } else {
+                self.stats.limited += 1;
+                self.put_off(now, from, from, session, range, out);
+                None
             };
             sent += 1;
             turn += 1;
@@ -300,7 +400,10 @@ impl Responder {
                 stamp.flags |= if next == Session::NONE { 0 } else { flags::UNSURE };
             }
             return match out.send(to, |buf| stamp.end(buf, next, previous)) {
-                true => Step::Sent(range.end()),
+                true => Step::Sent {
+                    next: range.end(),
+                    len: ENDED,
+                },
                 false => Step::NoBuffer,
             };
         }
@@ -322,7 +425,10 @@ impl Responder {
                     }
                     self.stats.frames += 1;
                     self.stats.repaired += u64::from(part.count());
-                    return Step::Sent(part.first().plus(u32::from(part.count())));
+                    return Step::Sent {
+                        next: part.first().plus(u32::from(part.count())),
+                        len: HEADER + part.bytes().len(),
+                    };
                 }
                 // A message that fits no frame of this link, or a record that is not what it says.
                 None => (Reason::Lost, range.first),
@@ -342,7 +448,10 @@ impl Responder {
             return Step::NoBuffer;
         }
         self.stats.unavailable += u64::from(refused.len());
-        Step::Sent(refused.end())
+        Step::Sent {
+            next: refused.end(),
+            len: REFUSED,
+        }
     }
 
     fn stamp(&self, session: Session, sequence: Seq, time: u64) -> Stamp {
@@ -363,6 +472,13 @@ fn touches(a: SeqRange, b: SeqRange) -> bool {
 }
 
 enum Step {
-    Sent(Seq),
+    /// A frame of this length; where to go on.
+    Sent {
+        next: Seq,
+        len: usize,
+    },
     NoBuffer,
 }
+
+#[cfg(test)]
+mod tests;

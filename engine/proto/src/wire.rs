@@ -77,6 +77,9 @@ pub mod flags {
     /// END: whether the session had more messages, and whether others came before the one named
     /// as the next, is not known to its sender.
     pub const UNSURE: u16 = 32;
+    /// Every kind: the frame is sealed; the upper byte of the flags is the key's id, and the frame
+    /// ends in a trailer, see [`crate::seal`].
+    pub const KEYED: u16 = 128;
 }
 
 /// The fixed header of every frame.
@@ -558,6 +561,13 @@ impl<'a> Refusals<'a> {
             .iter()
             .filter_map(|r| Some((r.range.get()?, Reason::from_byte(r.reason)?, r.retry_ms.get())))
     }
+}
+
+/// The header in front of `bytes`, whatever they are.
+#[inline]
+#[must_use]
+pub fn header(bytes: &[u8]) -> Option<&Header> {
+    Header::ref_from_prefix(bytes).ok().map(|(header, _)| header)
 }
 
 /// The stream and kind of what looks like a frame of ours: enough to hand it to the right part.

@@ -22,6 +22,7 @@ use crate::link::{Datagram, Link};
 use crate::report::{CycleReport, Report};
 
 mod filter;
+mod guard;
 mod idle;
 mod membership;
 mod outbox;
@@ -29,6 +30,7 @@ mod roles;
 pub mod store;
 mod window;
 
+use guard::{Guards, Verdict};
 use idle::{IdleState, Rest};
 use membership::Memberships;
 use outbox::{Frame, Local, Out};
@@ -78,6 +80,7 @@ pub struct Node<L: Link> {
     bell: Arc<Doorbell>,
     clock: Clock,
     idle: IdleState,
+    guards: Guards,
     publish: Vec<Publish>,
     subscribe: Vec<Subscribe<L::Frame>>,
     record: Vec<Record>,
@@ -106,6 +109,8 @@ impl<L: Link> Node<L> {
         let mut clock = Clock::start();
         let bell = Arc::new(Doorbell::new().context("cannot make an event descriptor")?);
         let own = link.local();
+        let now = clock.now();
+        let mut guards = Guards::open(config, now)?;
         let subscriptions = config.subscribe.len().max(1) as u32;
         let setting = Setting {
             name: &config.engine.name,
@@ -114,7 +119,7 @@ impl<L: Link> Node<L> {
             may_hold: (may_hold / subscriptions).max(1),
             bell: Arc::clone(&bell),
             origin: random(),
-            now: clock.now(),
+            now,
         };
         let record = config
             .archive
@@ -144,7 +149,7 @@ impl<L: Link> Node<L> {
             .iter()
             .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
             .collect::<Result<Vec<_>>>()?;
-        start_sources(config, &mut publish, &setting)?;
+        start_sources(config, &mut publish, &setting, &mut guards)?;
         let streams = record
             .iter()
             .map(Record::stream)
@@ -159,6 +164,7 @@ impl<L: Link> Node<L> {
             bell,
             clock,
             idle: IdleState::new(config.engine.idle, config.engine.core.is_some()),
+            guards,
             publish,
             subscribe,
             record,
@@ -182,6 +188,7 @@ impl<L: Link> Node<L> {
             subscriptions: self.subscribe.iter().map(Subscribe::report).collect(),
             publications: self.publish.iter().map(Publish::report).collect(),
             archives: self.record.iter().map(Record::report).collect(),
+            trust: self.guards.report(),
         }
     }
 
@@ -226,6 +233,7 @@ impl<L: Link> Node<L> {
     #[inline]
     pub fn poll(&mut self) -> Result<bool> {
         let now = self.clock.now();
+        self.guards.renew();
         let mut work = self.receive(now)?;
         if work > 0 || now.mono >= self.due || self.publish.iter_mut().any(|p| p.has_messages(now)) {
             let (sent, due) = self.turns(now);
@@ -264,13 +272,29 @@ impl<L: Link> Node<L> {
             .context("the link failed to receive")?;
         let mut inbox = std::mem::take(&mut self.inbox);
         for Datagram { from, frame, .. } in inbox.drain(..) {
-            self.dispatch(now, from, Frame::Link(frame));
+            self.admit(now, from, frame);
         }
         self.inbox = inbox;
         while let Some((_, frame)) = self.local.next() {
             self.dispatch(now, self.own, Frame::Local(frame));
         }
         Ok(received)
+    }
+
+    /// Checks a frame of the link before anything of it is used. Frames of this engine's own parts
+    /// have never left its memory.
+    #[inline]
+    fn admit(&mut self, now: Now, from: SocketAddrV4, frame: L::Frame) {
+        let bytes = frame.as_ref();
+        let verdict = match peek(bytes) {
+            Some((stream, kind)) => self.guards.check(now, from, stream, kind, bytes),
+            None => Verdict::Plain,
+        };
+        match verdict {
+            Verdict::Plain => self.dispatch(now, from, Frame::Link(frame)),
+            Verdict::Sealed => self.dispatch(now, from, Frame::Sealed(frame)),
+            Verdict::Refused => {}
+        }
     }
 
     #[inline]
@@ -280,14 +304,11 @@ impl<L: Link> Node<L> {
             self.cycle.strangers += 1;
             return;
         };
-        let mut out = Out {
-            link: &mut self.link,
-            local: &mut self.local,
-            own: self.own,
-        };
         if kind == Kind::Heartbeat {
             self.memberships.heard(stream, now.mono);
         }
+        let seal = self.guards.seal(stream);
+        let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
         let mut known = false;
         for record in self.record.iter_mut().filter(|r| r.stream() == stream) {
             known = true;
@@ -330,22 +351,23 @@ impl<L: Link> Node<L> {
 
     /// Lets every part do what is due: how many messages were sent, and when something is due next.
     fn turns(&mut self, now: Now) -> (u64, Nanos) {
-        let mut out = Out {
-            link: &mut self.link,
-            local: &mut self.local,
-            own: self.own,
-        };
         let mut sent = 0;
         let mut due = Nanos::MAX;
         for publish in &mut self.publish {
+            let seal = self.guards.seal(publish.stream());
+            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
             let (messages, next) = publish.turn(now, &mut out);
             sent += messages;
             due = due.min(next);
         }
         for record in &mut self.record {
+            let seal = self.guards.seal(record.stream());
+            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
             due = due.min(record.turn(now, &mut out));
         }
         for subscribe in &mut self.subscribe {
+            let seal = self.guards.seal(subscribe.stream());
+            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
             due = due.min(subscribe.turn(now, &mut out));
         }
         (sent, due)
@@ -360,6 +382,7 @@ impl<L: Link> Node<L> {
             .look(now.mono, &mut self.link)
             .context("cannot join a group again")?;
         self.record.iter_mut().for_each(Record::check_rivals);
+        self.guards.speak(now.mono);
         for publish in &mut self.publish {
             publish.check_rivals()?;
             publish.check_source(now, self.stopping);
@@ -412,11 +435,8 @@ impl<L: Link> Node<L> {
     fn close(mut self, mut result: Result<()>) -> (Report, Result<()>) {
         let now = self.clock.now();
         for record in &mut self.record {
-            let mut out = Out {
-                link: &mut self.link,
-                local: &mut self.local,
-                own: self.own,
-            };
+            let seal = self.guards.seal(record.stream());
+            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
             let said = record.say_goodbye(now, &mut out);
             result = result.and(said);
         }

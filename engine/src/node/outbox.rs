@@ -6,6 +6,8 @@ use std::net::SocketAddrV4;
 use std::rc::Rc;
 
 use seqcast_proto::io::Outbox;
+use seqcast_proto::seal::{Seal, TRAILER};
+use seqcast_proto::time::{Nanos, Now};
 
 use crate::link::Link;
 
@@ -16,6 +18,8 @@ const LOCAL_FRAMES: usize = 1024;
 pub(super) enum Frame<F> {
     /// It came over the link and lies in the link's memory.
     Link(F),
+    /// The same, and its seal was found good; the frame ends in front of it.
+    Sealed(F),
     /// It came from a part of this engine.
     Local(LocalFrame),
 }
@@ -25,6 +29,10 @@ impl<F: AsRef<[u8]>> AsRef<[u8]> for Frame<F> {
     fn as_ref(&self) -> &[u8] {
         match self {
             Frame::Link(frame) => frame.as_ref(),
+            Frame::Sealed(frame) => {
+                let bytes = frame.as_ref();
+                &bytes[..bytes.len() - TRAILER]
+            }
             Frame::Local(frame) => &frame.bytes[..frame.len],
         }
     }
@@ -101,11 +109,35 @@ impl Local {
 /// The outbox of one turn.
 pub(super) struct Out<'a, L> {
     /// The link.
-    pub(super) link: &'a mut L,
+    link: &'a mut L,
     /// The way to the engine's own parts.
-    pub(super) local: &'a mut Local,
+    local: &'a mut Local,
     /// The link's own address.
-    pub(super) own: SocketAddrV4,
+    own: SocketAddrV4,
+    /// What seals the frames that leave the engine; those between its parts need no seal.
+    seal: Option<&'a mut Seal>,
+    /// The present, for seals.
+    wall: Nanos,
+}
+
+impl<'a, L> Out<'a, L> {
+    /// The way out for one part.
+    #[inline]
+    pub(super) fn new(
+        link: &'a mut L,
+        local: &'a mut Local,
+        own: SocketAddrV4,
+        seal: Option<&'a mut Seal>,
+        now: Now,
+    ) -> Out<'a, L> {
+        Out {
+            link,
+            local,
+            own,
+            seal,
+            wall: now.wall,
+        }
+    }
 }
 
 impl<L: Link> Outbox for Out<'_, L> {
@@ -120,20 +152,26 @@ impl<L: Link> Outbox for Out<'_, L> {
             }
             return true;
         }
-        if !self.local.groups.contains(&to) {
+        let mine = self.local.groups.contains(&to);
+        let (local, seal) = (&mut *self.local, &mut self.seal);
+        if !mine && seal.is_none() {
             return self.link.send(to, build);
         }
-        let local = &mut *self.local;
+        let wall = self.wall;
         self.link.send(to, |buf| {
             let len = build(buf);
-            if len > 0 {
+            if len > 0 && mine {
                 local.copy(to, &buf[..len]);
             }
-            len
+            match seal {
+                Some(seal) if len > 0 => seal.seal(wall, buf, len),
+                _ => len,
+            }
         })
     }
 
     fn max_frame(&self) -> usize {
-        self.link.max_payload()
+        let seal = if self.seal.is_some() { TRAILER } else { 0 };
+        self.link.max_payload() - seal
     }
 }

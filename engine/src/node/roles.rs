@@ -14,6 +14,7 @@ use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::gaps::GapConfig;
 use seqcast_proto::io::{Application, Delivery, Event, Path};
 use seqcast_proto::responder::{Cast, RepairConfig};
+use seqcast_proto::seal::TRAILER;
 use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::server::{Blocked, RateLimit, Server, ServerConfig, Source as MessageSource};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
@@ -21,6 +22,7 @@ use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
 
 use super::filter::{Filter, Wanted};
+use super::guard::Guards;
 use super::outbox::{Frame, Out};
 use super::store::{Keep, Recorder, Retention};
 use super::window::Window;
@@ -431,6 +433,7 @@ impl Publish {
             naks: stats.repairs.naks,
             merged: stats.repairs.merged,
             put_off: stats.repairs.busy,
+            limited: stats.repairs.limited,
             foreign: stats.foreign,
             acks: stats.acks,
             held_back: self.held_back,
@@ -461,7 +464,12 @@ impl Publish {
 
 /// Starts the threads that feed `streams`, which were opened in the order of the configuration. The
 /// streams of one table share one.
-pub(super) fn start_sources(config: &config::Config, mut streams: &mut [Publish], with: &Setting<'_>) -> Result<()> {
+pub(super) fn start_sources(
+    config: &config::Config,
+    mut streams: &mut [Publish],
+    with: &Setting<'_>,
+    guards: &mut Guards,
+) -> Result<()> {
     for tables in config.publish.chunk_by(|a, b| a.table == b.table) {
         let (these, later) = streams.split_at_mut(tables.len());
         streams = later;
@@ -470,7 +478,9 @@ pub(super) fn start_sources(config: &config::Config, mut streams: &mut [Publish]
         };
         let router = table.routed.then(|| Router::new(&config.route));
         let skip = these.iter().map(|p| p.resumed_at).collect();
-        let max = max_message(with.max_frame);
+        // The streams of one table have one trust.
+        let sealed = these.iter().any(|p| guards.seal(p.stream).is_some());
+        let max = max_message(with.max_frame - if sealed { TRAILER } else { 0 });
         let sources = Source::start(&table.source, router, skip, max, Arc::clone(&with.bell))
             .with_context(|| format!("[[publish]] {}", table.stream))?;
         for (publish, source) in these.iter_mut().zip(sources) {
@@ -511,6 +521,7 @@ fn repair(group: SocketAddrV4, config: &config::Repair) -> RepairConfig {
             config::Cast::Multicast => Cast::Multicast,
         },
         merge: config.merge_us * MICROS,
+        amplification: config.amplification,
         bytes_per_second: (config.bytes > 0).then_some(config.bytes),
         ..RepairConfig::new(group)
     }
@@ -719,6 +730,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             overruns: stats.overruns,
             refused: stats.refused,
             foreign: stats.foreign,
+            unasked: stats.unasked,
             round_trip_ns: stats.round_trip,
             sessions_ended: self.app.sessions_ended,
             latency_live_ns: Latency::of(&self.app.live),
@@ -864,6 +876,8 @@ impl Record {
             naks_answered: stats.repairs.naks,
             merged: stats.repairs.merged,
             put_off: stats.repairs.busy,
+            limited: stats.repairs.limited,
+            unasked: stats.unasked,
             foreign: stats.foreign,
             repairs: stats.repairs.repaired,
         }

@@ -9,6 +9,7 @@ use anyhow::Result;
 
 pub(crate) mod archive;
 pub(crate) mod itch;
+pub(crate) mod key;
 pub(crate) mod lab;
 pub(crate) mod replay;
 pub(crate) mod sim;

@@ -20,7 +20,15 @@ impl Outbox for Sent {
         let Body::Nak(ranges) = frame.body else {
             panic!("not a NAK")
         };
-        self.0.push((to, frame.header.flags.get(), ranges.iter().collect()));
+        // A question may name the same messages in several ranges.
+        let mut whole: Vec<SeqRange> = Vec::new();
+        for range in ranges.iter() {
+            match whole.last_mut() {
+                Some(last) if last.end() == range.first => last.last = range.last,
+                _ => whole.push(range),
+            }
+        }
+        self.0.push((to, frame.header.flags.get(), whole));
         true
     }
 
@@ -35,7 +43,7 @@ fn range(first: u32, count: u32) -> SeqRange {
 
 fn both() -> Parties {
     let mut parties = Parties::new(true);
-    parties.server = Some(SERVER);
+    parties.set_server(SERVER);
     parties.set_archives([ARCHIVE].into_iter());
     parties
 }
@@ -45,6 +53,41 @@ fn ask(gaps: &mut Gaps, at: Nanos, parties: &Parties) -> Vec<(SocketAddrV4, u16,
     let now = Now { mono: at, wall: at };
     gaps.ask(now, Seq::LAST, parties, nak_stamp(Stream(1), Session(1), 1), &mut sent);
     sent.0
+}
+
+#[test]
+fn a_question_is_as_long_as_the_answer_asked_for() {
+    for (ranges, least) in [
+        (vec![range(1, 1)], 1),
+        (vec![range(1, 16), range(20, 17)], 3),
+        (vec![range(1, 100)], 7),
+        (vec![range(1, 4096)], 35),
+        (vec![range(1, 3), range(10, 8192)], 35),
+        ((0..40).map(|i| range(1 + 100 * i, 50)).collect(), 40),
+    ] {
+        let pieces: Vec<SeqRange> = pieces(ranges.iter().copied()).collect();
+        assert!((least..=MAX_RANGES).contains(&pieces.len()), "{}", pieces.len());
+        let all = |list: &[SeqRange]| list.iter().flat_map(|r| r.first.0..=r.last.0).collect::<Vec<_>>();
+        assert_eq!(all(&pieces), all(&ranges));
+    }
+}
+
+#[test]
+fn who_was_asked_may_answer_and_nobody_else() {
+    let other = |n: u16| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), n);
+    let mut parties = Parties::new(true).by_multicast(Some(other(1)));
+    assert!(parties.may_answer(other(7)), "everyone was asked");
+    parties.set_server(SERVER);
+    parties.set_archives([ARCHIVE].into_iter());
+    assert!(parties.may_answer(SERVER) && parties.may_answer(ARCHIVE) && !parties.may_answer(other(7)));
+    // What is on its way from those that have gone still counts, without end it does not.
+    parties.set_archives([].into_iter());
+    assert!(parties.set_server(other(2)) && !parties.set_server(other(2)));
+    assert!(parties.may_answer(SERVER) && parties.may_answer(ARCHIVE));
+    for n in 3..3 + FORMER as u16 {
+        parties.set_server(other(n));
+    }
+    assert!(!parties.may_answer(SERVER) && parties.may_answer(other(2)));
 }
 
 #[test]
@@ -128,7 +171,7 @@ fn a_refusal_of_a_part_leaves_the_rest_alone() {
 fn the_server_alone_cannot_declare_a_loss_while_an_archive_exists() {
     let mut gaps = Gaps::new(GapConfig::default(), 1);
     let mut parties = Parties::new(true);
-    parties.server = Some(SERVER);
+    parties.set_server(SERVER);
     gaps.miss(range(1, 1), 0);
     assert_eq!(ask(&mut gaps, 0, &parties)[0].0, SERVER);
     gaps.refused(range(1, 1), SERVER, true, (Reason::TooOld, 0), &parties, 1);

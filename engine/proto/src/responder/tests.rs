@@ -1,0 +1,139 @@
+use super::*;
+use crate::io::{End, Record};
+use crate::rng::Rng;
+use crate::wire::{Block, Body, Frame, MAX_RANGES};
+use core::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::vec;
+
+const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 1, 1, 1), 5000);
+const SESSION: Session = Session(7);
+const MAX_FRAME: usize = 1472;
+
+/// Holds every number, one message of `size` bytes a record; beyond `last` the session ended.
+struct Full {
+    block: Vec<u8>,
+    last: Seq,
+}
+
+impl Full {
+    fn new(size: usize) -> Full {
+        let mut block = vec![0; size];
+        block[..2].copy_from_slice(&(size as u16 - 4).to_le_bytes());
+        Full {
+            block,
+            last: Seq(1 << 24),
+        }
+    }
+}
+
+impl Store for Full {
+    fn look_up(&self, _: Session, seq: Seq) -> Lookup<'_> {
+        let block = Block::trusted(seq, 1, &self.block);
+        Lookup::Found(Record { block, time: 0 })
+    }
+
+    fn end_of(&self, _: Session) -> Option<End> {
+        Some(End {
+            last: self.last,
+            next: Session::NONE,
+        })
+    }
+
+    fn previous_of(&self, _: Session) -> Session {
+        Session::NONE
+    }
+}
+
+/// Adds up what the wire would carry: headers below and a seal are part of it.
+#[derive(Default)]
+struct Wire(BTreeMap<SocketAddrV4, u64>);
+
+impl Outbox for Wire {
+    fn send(&mut self, to: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let mut buf = [0; MAX_FRAME];
+        let len = build(&mut buf);
+        assert!(Frame::parse(&buf[..len]).is_ok());
+        *self.0.entry(to).or_default() += (len + 28 + TRAILER) as u64;
+        true
+    }
+
+    fn max_frame(&self) -> usize {
+        MAX_FRAME
+    }
+}
+
+fn asker(n: u64) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + n as u32), 9)
+}
+
+/// Hands a NAK over; returns its length.
+fn ask(responder: &mut Responder, now: Now, from: SocketAddrV4, ranges: &[SeqRange], out: &mut Wire) -> u64 {
+    let mut buf = [0; 512];
+    let stamp = crate::gaps::nak_stamp(Stream(1), SESSION, 4);
+    let len = stamp.ranges(&mut buf, Kind::Nak, ranges.iter().copied());
+    let Body::Nak(ranges) = Frame::parse(&buf[..len]).unwrap().body else {
+        panic!("not a NAK")
+    };
+    responder.on_nak(now, from, SESSION, &ranges, out);
+    len as u64
+}
+
+#[test]
+fn no_requester_gets_more_than_so_many_times_what_it_asked_with() {
+    for (amplification, size, askers, cast) in [
+        (256, 1440, 1, Cast::Unicast),
+        (1024, 8, 5, Cast::Unicast),
+        (1024, 1440, 5, Cast::Unicast),
+        (1024, 200, 1000, Cast::Unicast),
+        (1024, 1440, 5, Cast::Auto),
+        (4096, 1440, 300, Cast::Multicast),
+    ] {
+        let config = RepairConfig {
+            amplification,
+            cast,
+            ..RepairConfig::new(GROUP)
+        };
+        let mut responder = Responder::new(Stream(1), 3, false, config, 1024);
+        let store = Full::new(size);
+        let (mut rng, mut out) = (Rng::new(size as u64), Wire::default());
+        let mut asked: BTreeMap<SocketAddrV4, u64> = BTreeMap::new();
+        for step in 0..3000 {
+            let now = Now {
+                mono: step * 100_000,
+                wall: step,
+            };
+            let from = asker(rng.below(askers));
+            // Greedy: huge ranges, many of them, unknown numbers, numbers behind the end.
+            let ranges: Vec<SeqRange> = (0..rng.below(MAX_RANGES as u64 + 1))
+                .map(|_| {
+                    let first = Seq(1 + rng.below(1 << 25) as u32);
+                    SeqRange::new(first, first.plus(rng.below(1 << 20) as u32)).unwrap()
+                })
+                .collect();
+            *asked.entry(from).or_default() += ask(&mut responder, now, from, &ranges, &mut out);
+            responder.pump(now, 256, &store, &mut out);
+        }
+        let times = u64::from(amplification);
+        for (to, sent) in out.0.iter().filter(|(to, _)| **to != GROUP) {
+            assert!(*sent <= times * asked[to], "{to}: {sent} for {}", asked[to]);
+        }
+        let (sent, asked): (u64, u64) = (out.0.values().sum(), asked.values().sum());
+        assert!(sent <= times * asked, "{sent} for {asked} in all");
+        assert!(responder.stats().repaired > 0);
+        let is_tight = size == 1440 && amplification <= 1024;
+        assert!(!is_tight || responder.stats().limited > 0, "the bound was met");
+    }
+}
+
+#[test]
+fn who_asks_at_length_is_answered_in_full() {
+    let mut responder = Responder::new(Stream(1), 3, false, RepairConfig::new(GROUP), 1024);
+    let (store, mut out) = (Full::new(68), Wire::default());
+    let ranges: Vec<SeqRange> = (0..35).map(|i| SeqRange::of(Seq(1 + 64 * i), 64).unwrap()).collect();
+    let now = Now { mono: 1, wall: 1 };
+    ask(&mut responder, now, asker(1), &ranges, &mut out);
+    while responder.pump(now, 64, &store, &mut out) > 0 {}
+    assert_eq!(responder.stats().repaired, 35 * 64);
+    assert_eq!(responder.stats().limited, 0);
+}
