@@ -20,6 +20,7 @@ mod pair;
 mod plot;
 mod results;
 mod rings;
+mod seals;
 mod subjects;
 
 use pair::{Cable, Pair};
@@ -34,9 +35,10 @@ const RINGS: &str = "Rings, 64 B core to core";
 const LOG: &str = "Append log";
 /// A task of rings.
 const TRIP: &str = "round trip";
+const SEALS: &str = "Seals of keyed streams, frames";
 const SUBJECTS: &str = "Look-up of a subject, 1000 subscriptions";
 /// In the order of the table.
-const GROUPS: [&str; 7] = [ROUND_TRIP, ONE_WAY, RATE, REPAIR, RINGS, SUBJECTS, LOG];
+const GROUPS: [&str; 8] = [ROUND_TRIP, ONE_WAY, RATE, REPAIR, RINGS, SUBJECTS, SEALS, LOG];
 
 /// Seconds for measuring again what others on the machine disturbed.
 const PATIENCE: u64 = 80;
@@ -77,7 +79,7 @@ struct Cli {
     /// Leave out the network.
     #[arg(long)]
     no_network: bool,
-    /// Leave out rings, subjects and log.
+    /// Leave out rings, subjects, seals and log.
     #[arg(long)]
     no_memory: bool,
 }
@@ -180,6 +182,13 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
                 let rate = subjects::find(finder, count, cores[0], time)?;
                 results.add_rate(name(SUBJECTS, finder.name(), what, limit), rate);
             }
+        }
+    }
+    for (size, what) in seals::SIZES {
+        for work in seals::Work::ALL.into_iter().filter(|w| w.name().contains(&cli.only)) {
+            let limit = against(seals::Work::Blake3.name(), what).filter(|l| l.contender != work.name());
+            let rate = seals::rate(work, size, cores[0], time)?;
+            results.add_rate(name(SEALS, work.name(), what, limit), rate);
         }
     }
     if !"append log".contains(&cli.only) {

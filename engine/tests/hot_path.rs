@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use seqcast_engine::config::Config;
+use seqcast_engine::keys;
 use seqcast_engine::link::{Datagram, Link, LinkStats};
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use seqcast_proto::io::{Application, Delivery, Event};
@@ -209,6 +210,21 @@ fn node(wire: &Rc<Wire>, role: &str, programs: Programs) -> Node<Plug> {
 
 #[test]
 fn publishing_archiving_repairing_and_delivering_allocate_nothing_per_packet() {
+    allocates_nothing_per_packet("");
+}
+
+#[test]
+fn sealing_and_opening_allocate_nothing_per_packet() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let key = dir.path().join("key");
+    keys::write(&key, &[keys::Entry::random(1).unwrap()], false).unwrap();
+    allocates_nothing_per_packet(&format!(
+        "trust = {{ key = \"{}\", allow = [\"0.0.0.0/0\"] }}",
+        key.display()
+    ));
+}
+
+fn allocates_nothing_per_packet(trust: &str) {
     let wire = Rc::new(Wire {
         free: RefCell::new((0..16_384).map(|_| vec![0; FRAME].into_boxed_slice()).collect()),
         ports: RefCell::default(),
@@ -221,14 +237,14 @@ fn publishing_archiving_repairing_and_delivering_allocate_nothing_per_packet() {
     let mut archive = node(
         &wire,
         &format!(
-            "[[archive]]\nstream = \"{GROUP}\"\ndir = \"{}\"",
+            "[[archive]]\nstream = \"{GROUP}\"\ndir = \"{}\"\n{trust}",
             dir.path().join("a").display()
         ),
         Programs::default(),
     );
     let mut client = node(
         &wire,
-        &format!("[[subscribe]]\nstream = \"{GROUP}\"\nfrom = \"session\"\nsink = {{ program = true }}"),
+        &format!("[[subscribe]]\nstream = \"{GROUP}\"\nfrom = \"session\"\nsink = {{ program = true }}\n{trust}"),
         Programs {
             handlers: vec![(GROUP, Box::new(Counter(Rc::clone(&got))))],
             ..Programs::default()
@@ -237,7 +253,7 @@ fn publishing_archiving_repairing_and_delivering_allocate_nothing_per_packet() {
     let mut server = node(
         &wire,
         &format!(
-            "[[publish]]\nstream = \"{GROUP}\"\narchives = 1\nstate = \"{}\"\nsource = {{ program = true }}",
+            "[[publish]]\nstream = \"{GROUP}\"\narchives = 1\nstate = \"{}\"\nsource = {{ program = true }}\n{trust}",
             dir.path().join("s").display()
         ),
         Programs {
@@ -274,6 +290,8 @@ fn publishing_archiving_repairing_and_delivering_allocate_nothing_per_packet() {
         allocating += u64::from(ALLOCATIONS.get() > before);
     }
     let report = client.report();
+    assert_eq!(report.trust.len(), usize::from(!trust.is_empty()));
+    assert!(report.trust.iter().all(|t| t.opened > 1_000 && t.forged == 0));
     let subscription = &report.subscriptions[0];
     assert!(
         subscription.repaired_archive > 1_000,

@@ -105,7 +105,7 @@ fn record(ear: &UdpSocket, frames: usize) -> Vec<Vec<u8>> {
     let mut buffer = [0; 2000];
     let mut heard = Vec::new();
     let mut heartbeats = 0;
-    while heard.len() < frames || heartbeats < 3 {
+    while heard.len() < frames || heartbeats < 10 {
         let len = ear.recv(&mut buffer).unwrap();
         heartbeats += u32::from(buffer[3] == Kind::Heartbeat as u8);
         heard.push(buffer[..len].to_vec());
@@ -122,6 +122,8 @@ fn endpoints(heard: &[Vec<u8>]) -> Vec<SocketAddrV4> {
         .map(|e| SocketAddrV4::new(Ipv4Addr::new(e[0], e[1], e[2], e[3]), u16::from_le_bytes([e[4], e[5]])))
         .collect()
 }
+
+type Build<'a> = &'a dyn Fn(&mut [u8]) -> usize;
 
 /// Frames of every kind that would do harm, with and without what looks like a seal.
 fn forge(mouth: &UdpSocket, group: SocketAddrV4, endpoints: &[SocketAddrV4], heard: &[u8]) {
@@ -161,7 +163,7 @@ fn forge(mouth: &UdpSocket, group: SocketAddrV4, endpoints: &[SocketAddrV4], hea
         flags: flags::ASK_SERVER | flags::ASK_ARCHIVE,
         ..stamp
     };
-    let kinds: [&dyn Fn(&mut [u8]) -> usize; 9] = [
+    let kinds: [Build<'_>; 9] = [
         &|b| stamp.block(b, Kind::Data, &evil),
         &|b| later.block(b, Kind::Data, &evil),
         &|b| server.block(b, Kind::Repair, &evil),

@@ -12,7 +12,7 @@ use crate::config::{Allow, Config, Net, Trust};
 use crate::keys::Watch;
 use crate::report::TrustReport;
 
-/// Shortest pause between two words on refused frames of a stream.
+/// Shortest pause between two words on frames of a stream that were refused for one cause.
 const SAY_EVERY: Nanos = 10 * SECONDS;
 
 /// What becomes of a frame.
@@ -69,8 +69,6 @@ struct Guard {
     opened: u64,
     reloads: u64,
     refused: [Refused; CAUSES.len()],
-    /// Nothing is said of it before this time.
-    quiet_until: Nanos,
 }
 
 /// Frames refused for one cause.
@@ -81,6 +79,8 @@ struct Refused {
     said: u64,
     /// Where the last came from.
     from: SocketAddrV4,
+    /// Nothing is said of it before this time.
+    quiet_until: Nanos,
 }
 
 /// The trust of all streams of an engine.
@@ -127,8 +127,8 @@ impl Guards {
                     count: 0,
                     said: 0,
                     from: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+                    quiet_until: 0,
                 }; CAUSES.len()],
-                quiet_until: 0,
             });
         }
         let name = config.engine.name.clone();
@@ -236,14 +236,11 @@ impl Guard {
     }
 
     fn speak(&mut self, name: &str, now: Nanos) {
-        if now < self.quiet_until || self.refused.iter().all(|r| r.said == r.count) {
-            return;
-        }
-        self.quiet_until = now + SAY_EVERY;
         for (refused, (_, text)) in self.refused.iter_mut().zip(CAUSES) {
             let new = refused.count - refused.said;
-            refused.said = refused.count;
-            if new > 0 {
+            if new > 0 && now >= refused.quiet_until {
+                refused.said = refused.count;
+                refused.quiet_until = now + SAY_EVERY;
                 let (group, from) = (self.group, refused.from);
                 eprintln!("{name}: {group}: {new} frames, the last from {from}, {text}; they were dropped");
             }

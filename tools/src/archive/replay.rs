@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,11 +12,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use seqcast_archive::Reader;
-use seqcast_engine::config::Config;
+use seqcast_engine::config::{Config, Trust};
 use seqcast_engine::link::Link;
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use seqcast_engine::report::PublicationReport;
 use seqcast_engine::stream_id;
+use seqcast_proto::seal::TRAILER;
 use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::wire::{self, Kind};
 use seqcast_ring::{LaneError, Producer};
@@ -162,6 +164,8 @@ pub struct Publication {
     pub archives: usize,
     /// Bytes of messages kept for repairs.
     pub retain: u64,
+    /// File of the stream's keys.
+    pub key: Option<PathBuf>,
 }
 
 impl Publication {
@@ -177,7 +181,12 @@ impl Publication {
              [[publish]]\nstream = \"{}\"\n{id}source = {{ program = true }}\narchives = {}\nretain = {}\n",
             self.group, self.archives, self.retain
         );
-        Ok(Config::parse(&text, "replay".as_ref())?)
+        let mut config = Config::parse(&text, "replay".as_ref())?;
+        config.publish[0].trust = self.key.clone().map(|key| Trust {
+            key: Some(key),
+            ..Trust::default()
+        });
+        Ok(config)
     }
 }
 
@@ -215,7 +224,8 @@ impl<L: Link> Broadcast<L> {
         if let Some(server) = listen(&mut link, publication, &stop)? {
             bail!("a server at {server} publishes on {group}: replay to another group, or stop it");
         }
-        let largest = wire::max_message(link.max_payload());
+        let seal = if publication.key.is_some() { TRAILER } else { 0 };
+        let largest = wire::max_message(link.max_payload() - seal);
         let (lane, consumer) = seqcast_ring::lane(LANE);
         let programs = Programs {
             sources: vec![(group, consumer)],

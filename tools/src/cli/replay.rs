@@ -67,6 +67,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, conflicts_with_all = OTHER_TARGETS,
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     retain: u64,
+    /// For streams: file of the new stream's keys.
+    #[arg(long, value_name = "FILE", conflicts_with_all = OTHER_TARGETS)]
+    key: Option<PathBuf>,
     /// For streams: bytes of IP packet to use at most; by default what the interface allows.
     #[arg(long, value_name = "BYTES", conflicts_with_all = OTHER_TARGETS)]
     mtu: Option<usize>,
@@ -137,6 +140,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 id: args.id,
                 archives: args.archives,
                 retain: args.retain,
+                key: args.key.clone(),
             };
             let interface = args.interface.as_deref().unwrap_or_default();
             let result = publish(&play, &publication, interface, args, &stop);

@@ -43,6 +43,10 @@ impl Store for Full {
     fn previous_of(&self, _: Session) -> Session {
         Session::NONE
     }
+
+    fn session_after(&self, _: Session) -> Session {
+        Session::NONE
+    }
 }
 
 /// Adds up what the wire would carry: headers below and a seal are part of it.
