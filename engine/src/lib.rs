@@ -17,6 +17,7 @@ pub mod feed;
 pub mod keys;
 pub mod link;
 pub mod node;
+mod prefetch;
 pub mod report;
 
 /// A stream's identity: as configured, or the lower half of the group's address above the port.

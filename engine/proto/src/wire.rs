@@ -5,10 +5,11 @@
 //! before anything is used, so that what follows can read in place. `docs/protocol.md` shows the
 //! same as tables.
 
+use core::cmp::Ordering;
 use core::net::{Ipv4Addr, SocketAddrV4};
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::seq::{Seq, SeqRange, Session, Stream};
 
@@ -355,14 +356,16 @@ impl<'a> Block<'a> {
         if first < Seq::FIRST || numbers.is_none() {
             return Err(WireError::Numbers);
         }
-        let mut at = 0;
+        let mut walk = Walk::default();
         for _ in 0..count {
-            at += message_len(&bytes[at..]).ok_or(WireError::Message)?;
+            // A message that leaves the block leaves no room for the next, or for the end.
+            walk.step(bytes).ok_or(WireError::Message)?;
         }
-        if at != bytes.len() {
-            return Err(WireError::Length);
+        match walk.at.cmp(&bytes.len()) {
+            Ordering::Equal => Ok(Block { first, count, bytes }),
+            Ordering::Less => Err(WireError::Length),
+            Ordering::Greater => Err(WireError::Message),
         }
-        Ok(Block { first, count, bytes })
     }
 
     /// A block whose bytes were checked before, for example when they were stored. Reading a
@@ -397,16 +400,29 @@ impl<'a> Block<'a> {
     }
 
     /// The messages with their numbers, ascending.
+    #[inline]
     pub fn messages(&self) -> impl Iterator<Item = (Seq, Message<'a>)> + use<'a> {
-        let mut rest = self.bytes;
-        (0..u32::from(self.count)).map_while({
-            let first = self.first;
-            move |i| {
-                let (message, after) = split_message(rest)?;
-                rest = after;
-                Some((first.plus(i), message))
-            }
+        let Block { first, count, bytes } = *self;
+        let mut walk = Walk::default();
+        (0..u32::from(count)).map_while(move |i| {
+            let (start, len) = walk.step(bytes)?;
+            let body = bytes.get(start..start + len)?.get(MESSAGE_HEADER..)?;
+            let (subject, body) = body.split_at_checked(usize::from(walk.head.subject))?;
+            let payload = body.get(..usize::from(walk.head.payload.get()))?;
+            Some((first.plus(i), Message { subject, payload }))
         })
+    }
+
+    /// Bytes of all payloads together.
+    #[inline]
+    #[must_use]
+    pub fn payload_bytes(&self) -> u64 {
+        let mut walk = Walk::default();
+        let sizes = (0..self.count).map_while(|_| {
+            walk.step(self.bytes)?;
+            Some(u64::from(walk.head.payload.get()))
+        });
+        sizes.sum()
     }
 
     /// The part of the block whose numbers lie in `wanted`, at most `max_bytes` long.
@@ -416,62 +432,107 @@ impl<'a> Block<'a> {
         if range.first == self.first && range.len() == u32::from(self.count) && self.bytes.len() <= max_bytes {
             return Some(*self);
         }
-        let mut at = 0;
+        let mut walk = Walk::default();
         for _ in 0..range.first.since(self.first) {
-            at += message_len(self.bytes.get(at..)?)?;
+            walk.step(self.bytes)?;
         }
-        let (start, mut count) = (at, 0u16);
-        while u32::from(count) < range.len() {
-            let Some(len) = self.bytes.get(at..).and_then(message_len) else {
-                break;
-            };
-            if at + len - start > max_bytes {
+        let (start, mut end, mut count) = (walk.at, walk.at, 0u16);
+        while u32::from(count) < range.len() && walk.step(self.bytes).is_some() {
+            if walk.at > self.bytes.len() || walk.at - start > max_bytes {
                 break;
             }
-            at += len;
+            end = walk.at;
             count += 1;
         }
         (count > 0).then(|| Block {
             first: range.first,
             count,
-            bytes: &self.bytes[start..at],
+            bytes: &self.bytes[start..end],
         })
     }
 }
 
-fn message_len(bytes: &[u8]) -> Option<usize> {
-    let (head, _) = MessageHeader::ref_from_prefix(bytes).ok()?;
-    let len = padded(MESSAGE_HEADER + usize::from(head.subject) + usize::from(head.payload.get()));
-    (len <= bytes.len()).then_some(len)
+/// Goes through a block, message by message.
+#[derive(Clone, Copy)]
+struct Walk {
+    /// Where the next message begins.
+    at: usize,
+    /// Header of the message that was passed last, and how much room that took.
+    head: MessageHeader,
+    len: usize,
 }
 
-fn split_message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
-    let len = message_len(bytes)?;
-    let (whole, rest) = bytes.split_at(len);
-    let (head, body) = MessageHeader::ref_from_prefix(whole).ok()?;
-    let (subject, body) = body.split_at(usize::from(head.subject));
-    let payload = &body[..usize::from(head.payload.get())];
-    Some((Message { subject, payload }, rest))
+impl Default for Walk {
+    fn default() -> Walk {
+        Walk {
+            at: 0,
+            head: MessageHeader::new_zeroed(),
+            len: MESSAGE_HEADER,
+        }
+    }
+}
+
+impl Walk {
+    /// Passes one message: where it begins, and how much room it takes, which may be more than there
+    /// is. `None` when not even its header is there.
+    ///
+    /// Messages are mostly as long as the one before. To compare the headers, rather than to reckon
+    /// with each, lets the processor guess where the next one is and read it before it has this one.
+    #[inline]
+    fn step(&mut self, bytes: &[u8]) -> Option<(usize, usize)> {
+        let (head, _) = MessageHeader::ref_from_prefix(bytes.get(self.at..)?).ok()?;
+        if head.as_bytes() != self.head.as_bytes() {
+            self.head = *head;
+            self.len = padded(MESSAGE_HEADER + usize::from(head.subject) + usize::from(head.payload.get()));
+        }
+        let start = self.at;
+        self.at += self.len;
+        Some((start, self.len))
+    }
 }
 
 /// Writes `message` at the start of `out` and returns its length, or `None` when it does not fit.
 #[inline]
 pub fn put_message(out: &mut [u8], message: &Message<'_>) -> Option<usize> {
+    let (subject, payload) = (message.subject, message.payload);
     let len = message.encoded_len();
-    let out = out.get_mut(..len)?;
-    let head = MessageHeader {
-        payload: U16::new(u16::try_from(message.payload.len()).ok()?),
-        subject: u8::try_from(message.subject.len()).ok()?,
+    let (front, body) = out.get_mut(..len)?.split_first_chunk_mut::<MESSAGE_HEADER>()?;
+    *front = zerocopy::transmute!(MessageHeader {
+        payload: U16::new(u16::try_from(payload.len()).ok()?),
+        subject: u8::try_from(subject.len()).ok()?,
         flags: 0,
-    };
-    let (front, body) = out.split_at_mut(MESSAGE_HEADER);
-    front.copy_from_slice(head.as_bytes());
-    let (subject, body) = body.split_at_mut(message.subject.len());
-    subject.copy_from_slice(message.subject);
-    let (payload, padding) = body.split_at_mut(message.payload.len());
-    payload.copy_from_slice(message.payload);
-    padding.fill(0);
+    });
+    // The padding, which lies in the last word; the payload then covers the rest of that.
+    if let Some(last) = body.last_chunk_mut::<MESSAGE_ALIGN>() {
+        *last = [0; MESSAGE_ALIGN];
+    }
+    if !subject.is_empty() {
+        body[..subject.len()].copy_from_slice(subject);
+    }
+    copy(&mut body[subject.len()..][..payload.len()], payload);
     Some(len)
+}
+
+/// Copies between slices of one length. Payloads are mostly short, and for these a call of the
+/// library's copy costs more than the copying: two pieces of a fixed size, which may overlap, do it.
+#[inline]
+fn copy(to: &mut [u8], from: &[u8]) {
+    #[inline]
+    fn ends<const N: usize>(to: &mut [u8], from: &[u8]) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+        if let (Some(to), Some(from)) = (to.last_chunk_mut::<N>(), from.last_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+    match from.len() {
+        8..16 => ends::<8>(to, from),
+        16..32 => ends::<16>(to, from),
+        32..64 => ends::<32>(to, from),
+        64..=128 => ends::<64>(to, from),
+        _ => to.copy_from_slice(from),
+    }
 }
 
 /// Why bytes are not a frame of ours.

@@ -42,7 +42,7 @@ impl Wanted {
     pub(super) fn all(block: &Block<'_>) -> Wanted {
         Wanted {
             messages: u64::from(block.count()),
-            bytes: block.messages().map(|(_, m)| m.payload.len() as u64).sum(),
+            bytes: block.payload_bytes(),
         }
     }
 }

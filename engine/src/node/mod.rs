@@ -19,6 +19,7 @@ use seqcast_ring::{Consumer, Doorbell};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::link::{Datagram, Link};
+use crate::prefetch;
 use crate::report::{CycleReport, Report};
 
 mod filter;
@@ -271,9 +272,15 @@ impl<L: Link> Node<L> {
             .receive(RECEIVE_BATCH, |datagram| inbox.push(datagram))
             .context("the link failed to receive")?;
         let mut inbox = std::mem::take(&mut self.inbox);
-        for Datagram { from, frame, .. } in inbox.drain(..) {
+        let mut waiting = inbox.drain(..).peekable();
+        while let Some(Datagram { from, frame, .. }) = waiting.next() {
+            // While this one is dealt with, the next one comes from the core that received it.
+            if let Some(next) = waiting.peek() {
+                prefetch::to_read(next.frame.as_ref());
+            }
             self.admit(now, from, frame);
         }
+        drop(waiting);
         self.inbox = inbox;
         while let Some((_, frame)) = self.local.next() {
             self.dispatch(now, self.own, Frame::Local(frame));

@@ -179,7 +179,7 @@ impl Publish {
                 let log = Retention::open(dir, stream, with.origin, config.retained(), drop_oldest);
                 Keep::Log(log.with_context(what)?)
             }
-            None => Keep::Window(Window::new(config.retained(), drop_oldest)),
+            None => Keep::Window(Window::new(config.retained(), drop_oldest).with_context(what)?),
         };
         let inherited = store.inherited();
         let resumed_at = if config.source.resume && config.source.file.is_some() {

@@ -1,11 +1,15 @@
 //! What a server without a state directory keeps: the latest frames, in memory.
 
 use std::collections::VecDeque;
+use std::io;
 
+use memmap2::{Advice, MmapMut};
 use seqcast_proto::io::{End, Lookup, Record, Refused, ServerStore, Store};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::time::Nanos;
 use seqcast_proto::wire::{Block, Reason};
+
+use crate::prefetch;
 
 /// Bytes of memory for each frame that can be kept, on average; smaller frames leave room unused.
 const BYTES_PER_FRAME: usize = 256;
@@ -42,7 +46,7 @@ struct Known {
 /// A ring of frames. All memory is taken, and touched, when it is made.
 #[derive(Debug)]
 pub(super) struct Window {
-    bytes: Box<[u8]>,
+    bytes: MmapMut,
     /// Where the next frame begins, counted on round after round.
     tail: u64,
     frames: VecDeque<Kept>,
@@ -57,16 +61,22 @@ pub(super) struct Window {
 
 impl Window {
     /// Keeps at most `bytes` of messages.
-    pub(super) fn new(bytes: u64, drop_oldest: bool) -> Window {
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub(super) fn new(bytes: u64, drop_oldest: bool) -> io::Result<Window> {
         let size = usize::try_from(bytes).unwrap_or(usize::MAX / 2).max(1 << 16);
-        let mut bytes = vec![0; size].into_boxed_slice();
+        let mut bytes = MmapMut::map_anon(size)?;
+        // Without huge pages the processor looks up a new one for every few frames. It does without them
+        // where there are none.
+        let _ = bytes.advise(Advice::HugePage);
         // So that no page is met for the first time while messages wait.
         bytes
             .iter_mut()
             .step_by(PAGE)
             .for_each(|b| *b = std::hint::black_box(1));
         let most = size / BYTES_PER_FRAME;
-        Window {
+        Ok(Window {
             bytes,
             tail: 0,
             frames: VecDeque::with_capacity(most),
@@ -74,7 +84,7 @@ impl Window {
             sessions: VecDeque::with_capacity(ENDED + 1),
             drop_oldest,
             dropped: 0,
-        }
+        })
     }
 
     /// Messages given up for new ones.
@@ -95,6 +105,14 @@ impl Window {
         let oldest = self.frames.front().map_or(at, |f| f.at);
         let fits = self.frames.len() < self.most && at + len as u64 - oldest <= size;
         fits.then_some(at)
+    }
+
+    /// Asks for where the next frame is going to be, which is as long as this one, mostly: the ring is
+    /// larger than the caches, and writing to it would wait for each line.
+    fn prefetch(&mut self, len: usize) {
+        let from = (self.tail % self.bytes.len() as u64) as usize;
+        let to = (from + len).min(self.bytes.len());
+        prefetch::to_write(&mut self.bytes[from..to]);
     }
 
     fn slice(&self, frame: &Kept) -> &[u8] {
@@ -169,6 +187,7 @@ impl ServerStore for Window {
         let offset = (at % self.bytes.len() as u64) as usize;
         self.bytes[offset..offset + from.len()].copy_from_slice(from);
         self.tail = at + from.len() as u64;
+        self.prefetch(from.len());
         self.frames.push_back(Kept {
             session,
             first: block.first(),
@@ -274,7 +293,7 @@ mod tests {
 
     #[test]
     fn the_latest_frames_are_found_and_older_ones_make_room() {
-        let mut window = Window::new(1 << 16, true);
+        let mut window = Window::new(1 << 16, true).unwrap();
         window.open_session(SESSION, Session::NONE).unwrap();
         let mut next = 1;
         for round in 0..2000u32 {
@@ -297,7 +316,7 @@ mod tests {
 
     #[test]
     fn unreleased_frames_hold_new_ones_back() {
-        let mut window = Window::new(1 << 16, false);
+        let mut window = Window::new(1 << 16, false).unwrap();
         window.open_session(SESSION, Session::NONE).unwrap();
         let mut next = 1;
         while window.has_room(1008) {

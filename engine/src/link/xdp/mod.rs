@@ -215,9 +215,10 @@ impl Link for XdpLink {
         let mut handed = 0;
         // Most batches are from one sender: it is noted, and the clock read, once.
         let mut noted = None;
-        self.turn = (self.turn + 1) % queues;
-        for i in 0..queues {
-            let queue = &mut self.queues[(self.turn + i) % queues];
+        let mut turn = self.turn;
+        for _ in 0..queues {
+            let queue = &mut self.queues[turn];
+            turn = if turn + 1 == queues { 0 } else { turn + 1 };
             let mut malformed = 0;
             queue.receive(max - handed, &mut malformed, |held| {
                 let received = packet::parse(held.packet()).filter(|received| self.wanted.contains(&received.to));
@@ -249,6 +250,7 @@ impl Link for XdpLink {
             stats.malformed += malformed;
             queue.fill()?;
         }
+        self.turn = if self.turn + 1 == queues { 0 } else { self.turn + 1 };
         self.empty = if handed == 0 { self.empty + 1 } else { 0 };
         if self.empty == CHECK_AFTER {
             self.empty = 0;

@@ -21,7 +21,10 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
 use super::config::XdpConfig;
 use super::{invalid, sys};
+use crate::prefetch;
 
+/// What is read of a packet when it arrives: the headers of Ethernet, IP, UDP and the stream.
+const HEADERS: usize = 128;
 /// Descriptors moved at a time.
 const BATCH: usize = 64;
 /// The smallest ring that the kernel's copy path and this module work with.
@@ -49,7 +52,8 @@ struct Frames {
     /// Every frame's descriptor as it was made: the address where the packet starts, no length.
     fresh: Box<[FrameDesc]>,
     owners: Box<[Cell<Owner>]>,
-    frame_size: usize,
+    /// Frames are 2 to the power of this many bytes long.
+    frame_shift: u32,
     free: RefCell<Vec<FrameDesc>>,
     held: Cell<usize>,
 }
@@ -58,7 +62,7 @@ impl Frames {
     /// Passes the frame at `address` from one owner to the next, and returns its number.
     #[inline]
     fn pass(&self, address: usize, from: Owner, to: Owner) -> io::Result<usize> {
-        let frame = address / self.frame_size;
+        let frame = address >> self.frame_shift;
         match self.owners.get(frame) {
             Some(owner) if owner.get() == from => {
                 owner.set(to);
@@ -185,7 +189,7 @@ impl Queue {
         let frames = Frames {
             umem,
             owners: vec![Cell::new(Owner::Free); fresh.len()].into(),
-            frame_size: config.frame_size as usize,
+            frame_shift: config.frame_size.ilog2(),
             free: RefCell::new(to_fill.to_vec()),
             held: Cell::new(0),
             fresh: fresh.clone().into(),
@@ -249,20 +253,27 @@ impl Queue {
         // SAFETY: the ring fills in whatever it has; `batch` is only where to.
         let count = unsafe { self.receive.consume(&mut self.batch[..max]) };
         self.in_fill = self.in_fill.saturating_sub(count);
-        for packet in &self.batch[..count] {
+        for packet in &mut self.batch[..count] {
             let frame = self.frames.pass(packet.addr(), Owner::Fill, Owner::Held)?;
             self.frames.held.set(self.frames.held.get() + 1);
-            let mut held = Held {
+            let room = ((frame + 1) << self.frames.frame_shift) - packet.addr();
+            if packet.lengths().data() > room {
+                // An empty packet at the frame's own address, so that nothing can be read through the token.
+                *packet = self.frames.fresh[frame];
+                *malformed += 1;
+            }
+            // SAFETY: the packet lies within one frame of this UMEM, which nobody else has, see `pass`.
+            let bytes = unsafe { self.frames.umem.data(packet) }.contents();
+            // The kernel wrote it on another core, mostly.
+            prefetch::to_read(&bytes[..bytes.len().min(HEADERS)]);
+        }
+        for packet in &self.batch[..count] {
+            let held = Held {
                 frames: Rc::clone(&self.frames),
                 packet: *packet,
             };
-            let room = (frame + 1) * self.frames.frame_size - packet.addr();
-            if packet.lengths().data() <= room {
+            if !held.packet().is_empty() {
                 each(held);
-            } else {
-                // An empty packet at the frame's own address, so that nothing can be read through the token.
-                held.packet = self.frames.fresh[frame];
-                *malformed += 1;
             }
         }
         Ok(count)
