@@ -235,15 +235,19 @@ impl<L: Link> Node<L> {
     pub fn poll(&mut self) -> Result<bool> {
         let now = self.clock.now();
         self.guards.renew();
-        let mut work = self.receive(now)?;
-        if work > 0 || now.mono >= self.due || self.publish.iter_mut().any(|p| p.has_messages(now)) {
-            let (sent, due) = self.turns(now);
-            work += usize::try_from(sent).unwrap_or(usize::MAX);
-            self.due = due;
+        let mut sent = 0;
+        // What waits to be sent does not wait for what has arrived.
+        if self.publish.iter_mut().any(|p| p.has_messages(now)) {
+            sent = self.turns(now);
+            self.link.flush().context("the link failed to send")?;
+        }
+        let received = self.receive(now)?;
+        if received > 0 || now.mono >= self.due {
+            sent += self.turns(now);
         }
         self.link.flush().context("the link failed to send")?;
         self.cycle.turns += 1;
-        let worked = work > 0 || !self.local.is_empty();
+        let worked = received > 0 || sent > 0 || !self.local.is_empty();
         self.cycle.busy += u64::from(worked);
         Ok(worked)
     }
@@ -356,8 +360,9 @@ impl<L: Link> Node<L> {
         self.cycle.strangers += u64::from(!known);
     }
 
-    /// Lets every part do what is due: how many messages were sent, and when something is due next.
-    fn turns(&mut self, now: Now) -> (u64, Nanos) {
+    /// Lets every part do what is due, and notes when something is due next. Says how many messages were
+    /// sent.
+    fn turns(&mut self, now: Now) -> u64 {
         let mut sent = 0;
         let mut due = Nanos::MAX;
         for publish in &mut self.publish {
@@ -377,7 +382,8 @@ impl<L: Link> Node<L> {
             let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
             due = due.min(subscribe.turn(now, &mut out));
         }
-        (sent, due)
+        self.due = due;
+        sent
     }
 
     /// What needs no look in every turn: ended sources, failed sinks, requests to stop. Says

@@ -37,6 +37,8 @@ pub use seqcast_bpf::Counters;
 
 /// How soon a wait ends when packets are stuck in the transmit ring.
 const UNSENT_RETRY: Duration = Duration::from_millis(1);
+/// Batches after which the clock is read, which tells how long neighbours have not been heard.
+const BATCHES_A_LOOK: u32 = 256;
 /// Empty batches in a row after which a link that never waits asks whether its interface is still there.
 const CHECK_AFTER: u32 = 1 << 20;
 
@@ -56,8 +58,10 @@ pub struct XdpLink {
     /// What the filter lets through: our own address first, then the groups.
     wanted: Vec<SocketAddrV4>,
     neighbours: Neighbours,
-    /// Seconds, as of the last batch, flush or wait.
+    /// Seconds, as of the last wait, or a few batches ago.
     now: u32,
+    /// Batches asked for, counted on round after round.
+    batches: u32,
     /// The queue that is asked first: they take turns.
     turn: usize,
     /// Batches in a row that were empty.
@@ -126,6 +130,7 @@ impl XdpLink {
             wanted: vec![local],
             neighbours: Neighbours::new(),
             now: sys::seconds(),
+            batches: 0,
             turn: 0,
             empty: 0,
             scratch: vec![0; max_payload].into(),
@@ -210,10 +215,14 @@ impl Link for XdpLink {
 
     #[inline]
     fn receive(&mut self, max: usize, mut each: impl FnMut(Datagram<XdpFrame>)) -> io::Result<usize> {
+        self.batches = self.batches.wrapping_add(1);
+        if self.batches.is_multiple_of(BATCHES_A_LOOK) {
+            self.now = sys::seconds();
+        }
         let stats = &mut self.stats;
         let queues = self.queues.len();
         let mut handed = 0;
-        // Most batches are from one sender: it is noted, and the clock read, once.
+        // Most batches are from one sender, which is noted once.
         let mut noted = None;
         let mut turn = self.turn;
         for _ in 0..queues {
@@ -228,9 +237,6 @@ impl Link for XdpLink {
                 };
                 let neighbour = (*received.from.ip(), received.mac);
                 if !received.tagged && noted != Some(neighbour) {
-                    if noted.is_none() {
-                        self.now = sys::seconds();
-                    }
                     self.neighbours.heard(neighbour.0, neighbour.1, self.now);
                     noted = Some(neighbour);
                 }
@@ -298,9 +304,6 @@ impl Link for XdpLink {
 
     #[inline]
     fn flush(&mut self) -> io::Result<()> {
-        if self.queues[0].has_unsent() {
-            self.now = sys::seconds();
-        }
         let flushed = self.queues[0].flush();
         flushed.map_err(|error| gone(&self.interface.name, error))
     }
