@@ -98,6 +98,47 @@ pub trait Source {
     fn is_finished(&self) -> bool {
         false
     }
+
+    /// Takes waiting messages, `most` at most and as many as fit, and writes them into `room` in wire
+    /// form. One call a frame: behind a `dyn Source` the calls for each message are then direct ones.
+    fn pack(&mut self, room: &mut [u8], most: u16) -> Packed {
+        pack(self, room, most)
+    }
+}
+
+/// What [`Source::pack`] has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Messages written.
+    pub count: u16,
+    /// Bytes written.
+    pub len: usize,
+    /// Bytes of their payloads.
+    pub payload: u64,
+    /// Messages dropped because no frame of this link takes them.
+    pub oversize: u64,
+}
+
+/// [`Source::pack`] for any source, message by message.
+#[inline]
+pub fn pack<S: Source + ?Sized>(source: &mut S, room: &mut [u8], most: u16) -> Packed {
+    let mut packed = Packed::default();
+    while packed.count < most
+        && let Some(message) = source.peek()
+    {
+        if let Some(len) = put_message(&mut room[packed.len..], &message) {
+            packed.count += 1;
+            packed.len += len;
+            packed.payload += message.payload.len() as u64;
+        } else if packed.count > 0 {
+            break;
+        } else {
+            // Programs are told the largest size; one that does not heed it is not sent.
+            packed.oversize += 1;
+        }
+        source.advance();
+    }
+    packed
 }
 
 /// Why a server takes no more messages for now.
@@ -418,7 +459,8 @@ impl Server {
         }
         let current = self.current();
         let (session, first) = (current.session, current.next);
-        let most = self.config.range_end.next().since(first).min(u32::from(u16::MAX));
+        let left = self.config.range_end.next().since(first);
+        let most = u16::try_from(left).unwrap_or(u16::MAX);
         let stamp = Stamp {
             stream: self.config.stream,
             session,
@@ -439,25 +481,10 @@ impl Server {
         let mut result = Ok(0);
         let mut size = 0;
         let queued = out.send(self.config.group, |buf| {
-            let mut len = HEADER;
-            let mut count = 0u16;
-            while u32::from(count) < most
-                && let Some(message) = source.peek()
-            {
-                let Some(size) = put_message(&mut buf[len..max], &message) else {
-                    if count > 0 {
-                        break;
-                    }
-                    // Programs are told the largest size; one that does not heed it is not sent.
-                    stats.oversize += 1;
-                    source.advance();
-                    continue;
-                };
-                stats.bytes += message.payload.len() as u64;
-                len += size;
-                count += 1;
-                source.advance();
-            }
+            let packed = source.pack(&mut buf[HEADER..max], most);
+            let (count, len) = (packed.count, HEADER + packed.len);
+            stats.bytes += packed.payload;
+            stats.oversize += packed.oversize;
             if count == 0 {
                 return 0;
             }

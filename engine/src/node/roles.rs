@@ -16,7 +16,7 @@ use seqcast_proto::io::{Application, Delivery, Event, Path};
 use seqcast_proto::responder::{Cast, RepairConfig};
 use seqcast_proto::seal::TRAILER;
 use seqcast_proto::seq::{Seq, Session, Stream};
-use seqcast_proto::server::{Blocked, RateLimit, Server, ServerConfig, Source as MessageSource};
+use seqcast_proto::server::{Blocked, Packed, RateLimit, Server, ServerConfig, Source as MessageSource, pack};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
@@ -121,6 +121,13 @@ impl MessageSource for Feed {
             Feed::Thread(source) => source.lane.advance(),
             Feed::Lane(lane) => lane.advance(),
             Feed::Pull(program) => program.advance(),
+        }
+    }
+
+    fn pack(&mut self, room: &mut [u8], most: u16) -> Packed {
+        match self {
+            Feed::Pull(program) => program.pack(room, most),
+            Feed::Thread(_) | Feed::Lane(_) => pack(self, room, most),
         }
     }
 

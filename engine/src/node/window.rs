@@ -43,12 +43,19 @@ struct Known {
     end: Option<End>,
 }
 
+/// Where a frame begins: counted on round after round, and within the ring.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    at: u64,
+    offset: usize,
+}
+
 /// A ring of frames. All memory is taken, and touched, when it is made.
 #[derive(Debug)]
 pub(super) struct Window {
     bytes: MmapMut,
-    /// Where the next frame begins, counted on round after round.
-    tail: u64,
+    /// Where the next frame begins, counted on round after round, and where that is in `bytes`.
+    tail: Place,
     frames: VecDeque<Kept>,
     most: usize,
     /// Ascending; the last is the open one.
@@ -78,7 +85,7 @@ impl Window {
         let most = size / BYTES_PER_FRAME;
         Ok(Window {
             bytes,
-            tail: 0,
+            tail: Place::default(),
             frames: VecDeque::with_capacity(most),
             most,
             sessions: VecDeque::with_capacity(ENDED + 1),
@@ -93,24 +100,27 @@ impl Window {
     }
 
     /// Where `len` bytes in one piece would begin; `None` when too much is kept for them.
-    fn place(&self, len: usize) -> Option<u64> {
-        let size = self.bytes.len() as u64;
-        let offset = self.tail % size;
+    fn place(&self, len: usize) -> Option<Place> {
+        let size = self.bytes.len();
+        let Place { at, offset } = self.tail;
         // What does not fit before the end of the ring begins at its start.
-        let at = if offset + len as u64 > size {
-            self.tail + size - offset
+        let place = if offset + len > size {
+            Place {
+                at: at + (size - offset) as u64,
+                offset: 0,
+            }
         } else {
             self.tail
         };
-        let oldest = self.frames.front().map_or(at, |f| f.at);
-        let fits = self.frames.len() < self.most && at + len as u64 - oldest <= size;
-        fits.then_some(at)
+        let oldest = self.frames.front().map_or(place.at, |f| f.at);
+        let fits = self.frames.len() < self.most && place.at + len as u64 - oldest <= size as u64;
+        fits.then_some(place)
     }
 
     /// Asks for where the next frame is going to be, which is as long as this one, mostly: the ring is
     /// larger than the caches, and writing to it would wait for each line.
     fn prefetch(&mut self, len: usize) {
-        let from = (self.tail % self.bytes.len() as u64) as usize;
+        let from = self.tail.offset;
         let to = (from + len).min(self.bytes.len());
         prefetch::to_write(&mut self.bytes[from..to]);
     }
@@ -121,11 +131,11 @@ impl Window {
     }
 
     fn known(&self, session: Session) -> Option<&Known> {
-        self.sessions.iter().find(|k| k.session == session)
+        self.sessions.iter().rfind(|k| k.session == session)
     }
 
     fn known_mut(&mut self, session: Session) -> Option<&mut Known> {
-        self.sessions.iter_mut().find(|k| k.session == session)
+        self.sessions.iter_mut().rfind(|k| k.session == session)
     }
 
     /// The frames of a session lie together, ascending.
@@ -181,12 +191,15 @@ impl ServerStore for Window {
     fn append(&mut self, session: Session, record: &Record<'_>) -> Result<(), Refused> {
         let block = &record.block;
         let from = block.bytes();
-        let at = self.place(from.len()).ok_or(Refused::Full)?;
+        let Place { at, offset } = self.place(from.len()).ok_or(Refused::Full)?;
         let next = block.range().map(SeqRange::end).ok_or(Refused::Failed)?;
         self.known_mut(session).ok_or(Refused::Failed)?.next = next;
-        let offset = (at % self.bytes.len() as u64) as usize;
-        self.bytes[offset..offset + from.len()].copy_from_slice(from);
-        self.tail = at + from.len() as u64;
+        let end = offset + from.len();
+        self.bytes[offset..end].copy_from_slice(from);
+        self.tail = Place {
+            at: at + from.len() as u64,
+            offset: end,
+        };
         self.prefetch(from.len());
         self.frames.push_back(Kept {
             session,

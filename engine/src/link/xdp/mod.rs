@@ -28,6 +28,7 @@ use seqcast_bpf::Filter;
 use super::{Datagram, Link, LinkStats, check_group, group_mac};
 use interface::Interface;
 use neighbour::Neighbours;
+use packet::Headers;
 use queue::{Held, Queue};
 
 pub use super::{Attach, Bind};
@@ -53,6 +54,8 @@ pub struct XdpLink {
     kernel: UdpSocket,
     local: SocketAddrV4,
     ttl: u8,
+    /// Of the group that was sent to last.
+    headers: Headers,
     max_payload: usize,
     interface: Interface,
     /// What the filter lets through: our own address first, then the groups.
@@ -125,6 +128,7 @@ impl XdpLink {
             kernel,
             local,
             ttl: config.ttl,
+            headers: Headers::new((interface.mac, interface.mac), local, local, config.ttl),
             max_payload,
             interface,
             wanted: vec![local],
@@ -267,25 +271,26 @@ impl Link for XdpLink {
 
     #[inline]
     fn send(&mut self, to: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
-        let destination_mac = if to.ip().is_multicast() {
-            group_mac(*to.ip())
+        let unicast;
+        let headers = if to.ip().is_multicast() {
+            if self.headers.to() != to {
+                let mac = (self.interface.mac, group_mac(*to.ip()));
+                self.headers = Headers::new(mac, self.local, to, self.ttl);
+            }
+            &self.headers
         } else if let Some(mac) = self.neighbours.find(*to.ip(), self.now) {
-            mac
+            unicast = Headers::new((self.interface.mac, mac), self.local, to, self.ttl);
+            &unicast
         } else {
             return self.send_by_kernel(to, build);
         };
-        let (macs, from, ttl, max) = (
-            (self.interface.mac, destination_mac),
-            self.local,
-            self.ttl,
-            self.max_payload,
-        );
+        let max = self.max_payload;
         let sent = self.queues[0].send(|frame| {
             let payload = build(&mut frame[packet::HEADERS..packet::HEADERS + max]).min(max);
             if payload == 0 {
                 return 0;
             }
-            packet::write(frame, macs, from, to, ttl, payload);
+            headers.write(frame, payload);
             packet::HEADERS + payload
         });
         match sent {

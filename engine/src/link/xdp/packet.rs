@@ -83,49 +83,68 @@ fn endpoint(address: &[u8], port: &[u8]) -> SocketAddrV4 {
     SocketAddrV4::new(address, u16::from_be_bytes([port[0], port[1]]))
 }
 
-/// Writes the headers in front of the `payload` bytes that lie at [`HEADERS`] already, with the UDP
-/// checksum: no NIC computes it for AF_XDP unasked, and a receiver without AF_XDP checks it.
-///
-/// The whole datagram must fit `frame` and a `u16`, which the MTU ensures.
-#[inline]
-pub(super) fn write(
-    frame: &mut [u8],
-    mac: ([u8; 6], [u8; 6]),
-    from: SocketAddrV4,
+/// The headers of all packets from one place to another, but for what depends on the payload.
+#[derive(Clone, Debug)]
+pub(super) struct Headers {
     to: SocketAddrV4,
-    ttl: u8,
-    payload: usize,
-) {
-    let (source_mac, destination_mac) = mac;
-    let total = ((IP + UDP + payload) as u16).to_be_bytes();
-    let length = ((UDP + payload) as u16).to_be_bytes();
-    let (headers, body) = frame.split_at_mut(HEADERS);
-    let (ethernet, datagram) = headers.split_at_mut(ETHERNET);
-    ethernet[..6].copy_from_slice(&destination_mac);
-    ethernet[6..12].copy_from_slice(&source_mac);
-    ethernet[12..].copy_from_slice(&IPV4);
+    /// With lengths and checksums of 0.
+    bytes: [u8; HEADERS],
+    /// Sums of `bytes`, for the checksums: the IP header, and the UDP header with its pseudo-header.
+    ip: u64,
+    udp: u64,
+}
 
-    let (ip, udp) = datagram.split_at_mut(IP);
-    ip[..2].copy_from_slice(&[0x45, 0]);
-    ip[2..4].copy_from_slice(&total);
-    // An unfragmented datagram needs no identification (RFC 6864).
-    ip[4..6].fill(0);
-    ip[6..8].copy_from_slice(&DO_NOT_FRAGMENT);
-    ip[8..12].copy_from_slice(&[ttl, PROTOCOL_UDP, 0, 0]);
-    ip[12..16].copy_from_slice(&from.ip().octets());
-    ip[16..].copy_from_slice(&to.ip().octets());
-    let checksum = !fold(sum(ip));
-    ip[10..12].copy_from_slice(&checksum.to_ne_bytes());
+impl Headers {
+    /// `mac` is the source's and the destination's.
+    pub(super) fn new(mac: ([u8; 6], [u8; 6]), from: SocketAddrV4, to: SocketAddrV4, ttl: u8) -> Headers {
+        let mut bytes = [0; HEADERS];
+        let (ethernet, datagram) = bytes.split_at_mut(ETHERNET);
+        ethernet[..6].copy_from_slice(&mac.1);
+        ethernet[6..12].copy_from_slice(&mac.0);
+        ethernet[12..].copy_from_slice(&IPV4);
+        let (ip, udp) = datagram.split_at_mut(IP);
+        // An unfragmented datagram needs no identification (RFC 6864).
+        ip[..2].copy_from_slice(&[0x45, 0]);
+        ip[6..8].copy_from_slice(&DO_NOT_FRAGMENT);
+        ip[8..10].copy_from_slice(&[ttl, PROTOCOL_UDP]);
+        ip[12..16].copy_from_slice(&from.ip().octets());
+        ip[16..].copy_from_slice(&to.ip().octets());
+        udp[..2].copy_from_slice(&from.port().to_be_bytes());
+        udp[2..4].copy_from_slice(&to.port().to_be_bytes());
+        Headers {
+            ip: sum(ip),
+            udp: sum(&ip[12..]) + sum(&[0, PROTOCOL_UDP]) + sum(udp),
+            to,
+            bytes,
+        }
+    }
 
-    udp[..2].copy_from_slice(&from.port().to_be_bytes());
-    udp[2..4].copy_from_slice(&to.port().to_be_bytes());
-    udp[4..6].copy_from_slice(&length);
-    udp[6..].fill(0);
-    let pseudo_header = sum(&ip[12..]) + sum(&[0, PROTOCOL_UDP, length[0], length[1]]);
-    let checksum = !fold(pseudo_header + sum(udp) + sum(&body[..payload]));
-    // 0 would mean "no checksum"; all ones is the same number in this arithmetic.
-    let checksum = if checksum == 0 { u16::MAX } else { checksum };
-    udp[6..].copy_from_slice(&checksum.to_ne_bytes());
+    /// Where the packets go.
+    pub(super) fn to(&self) -> SocketAddrV4 {
+        self.to
+    }
+
+    /// Writes the headers in front of the `payload` bytes that lie at [`HEADERS`] already, with the UDP
+    /// checksum: no NIC computes it for AF_XDP unasked, and a receiver without AF_XDP checks it.
+    ///
+    /// The whole datagram must fit `frame` and a `u16`, which the MTU ensures.
+    #[inline]
+    pub(super) fn write(&self, frame: &mut [u8], payload: usize) {
+        let total = ((IP + UDP + payload) as u16).to_be_bytes();
+        let length = ((UDP + payload) as u16).to_be_bytes();
+        let (headers, body) = frame.split_at_mut(HEADERS);
+        headers.copy_from_slice(&self.bytes);
+        let (ip, udp) = headers[ETHERNET..].split_at_mut(IP);
+        ip[2..4].copy_from_slice(&total);
+        let checksum = !fold(self.ip + sum(&total));
+        ip[10..12].copy_from_slice(&checksum.to_ne_bytes());
+        udp[4..6].copy_from_slice(&length);
+        // The length is in the pseudo-header as well.
+        let checksum = !fold(self.udp + 2 * sum(&length) + sum(&body[..payload]));
+        // 0 would mean "no checksum"; all ones is the same number in this arithmetic.
+        let checksum = if checksum == 0 { u16::MAX } else { checksum };
+        udp[6..].copy_from_slice(&checksum.to_ne_bytes());
+    }
 }
 
 /// Sum of the 16-bit words, in any byte order of the machine: swapping the bytes of all words
@@ -160,7 +179,7 @@ mod tests {
     fn sample(payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0xee; HEADERS];
         frame.extend(payload);
-        write(&mut frame, (MAC, [1, 0, 0x5e, 1, 2, 3]), FROM, TO, 8, payload.len());
+        Headers::new((MAC, [1, 0, 0x5e, 1, 2, 3]), FROM, TO, 8).write(&mut frame, payload.len());
         frame
     }
 
