@@ -13,9 +13,11 @@ use crate::feed::Format;
 use crate::feed::item::SinkFormat;
 use crate::link::{Attach, Bind};
 
+mod lines;
 mod route;
 mod trust;
 
+pub use lines::{Lines, Listen, Outgoing, Second};
 pub use route::Route;
 pub use trust::{Allow, Net, Trust};
 
@@ -129,6 +131,8 @@ pub struct Engine {
     /// Losses on purpose.
     #[serde(default)]
     pub fault: Fault,
+    /// The interface of line B, when it is another.
+    pub line_b: Option<Second>,
 }
 
 fn default_name() -> String {
@@ -383,6 +387,9 @@ pub struct Publish {
     /// Multicast group and port.
     #[serde(default = "by_subject")]
     pub stream: SocketAddrV4,
+    /// Its lines.
+    #[serde(default)]
+    pub lines: Outgoing,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
     /// Where messages come from.
@@ -494,6 +501,9 @@ pub struct Subscribe {
     /// Multicast group and port.
     #[serde(default = "by_subject")]
     pub stream: SocketAddrV4,
+    /// Its lines.
+    #[serde(default)]
+    pub lines: Lines,
     /// Which messages the sink gets; all without it.
     #[serde(default, deserialize_with = "route::patterns")]
     pub subjects: Option<Vec<Pattern>>,
@@ -574,6 +584,9 @@ pub struct Archive {
     pub stream: SocketAddrV4,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
+    /// Its lines.
+    #[serde(default)]
+    pub lines: Lines,
     /// The archive's directory.
     pub dir: PathBuf,
     /// What an acknowledgement stands for.
@@ -779,6 +792,7 @@ impl Config {
                 return invalid(format!("[[publish]] {}: `archives` can be at most 15", publish.stream));
             }
         }
+        self.check_lines()?;
         self.subscribe.iter().try_for_each(Subscribe::check)?;
         for archive in &self.archive {
             if !archive.segment.0.is_power_of_two() || !(1 << 16..=1 << 30).contains(&archive.segment.0) {

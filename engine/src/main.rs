@@ -14,6 +14,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 mod open;
 
+use open::Links;
+
 /// The Seqcast engine: reliable multicast over AF_XDP or kernel sockets.
 #[derive(Parser)]
 #[command(version)]
@@ -74,18 +76,33 @@ fn run(config: &Config) -> Result<()> {
     unsafe { signal_hook::low_level::register(SIGHUP, seqcast_engine::keys::request_reload) }
         .context("cannot handle signals")?;
     match config.engine.link {
-        LinkKind::Udp => start(config, open::udp(config)?, open::udp_may_hold(config), stop),
+        LinkKind::Udp => start(
+            config,
+            open::links(config, open::udp)?,
+            open::udp_may_hold(config),
+            stop,
+        ),
         #[cfg(feature = "xdp")]
-        LinkKind::Xdp => start(config, open::xdp(config)?, open::xdp_may_hold(config), stop),
+        LinkKind::Xdp => start(
+            config,
+            open::links(config, open::xdp)?,
+            open::xdp_may_hold(config),
+            stop,
+        ),
         #[cfg(feature = "xdp")]
-        LinkKind::Auto => match open::xdp(config) {
-            Ok(link) => start(config, link, open::xdp_may_hold(config), stop),
+        LinkKind::Auto => match open::links(config, open::xdp) {
+            Ok(links) => start(config, links, open::xdp_may_hold(config), stop),
             Err(why) => {
                 eprintln!(
                     "{}: AF_XDP does not work here, using kernel sockets: {why:#}",
                     config.engine.name
                 );
-                start(config, open::udp(config)?, open::udp_may_hold(config), stop)
+                start(
+                    config,
+                    open::links(config, open::udp)?,
+                    open::udp_may_hold(config),
+                    stop,
+                )
             }
         },
         #[cfg(not(feature = "xdp"))]
@@ -93,11 +110,23 @@ fn run(config: &Config) -> Result<()> {
             "[engine] link = \"xdp\": this binary was built without AF_XDP; build it with the default features, or use link = \"udp\""
         ),
         #[cfg(not(feature = "xdp"))]
-        LinkKind::Auto => start(config, open::udp(config)?, open::udp_may_hold(config), stop),
+        LinkKind::Auto => start(
+            config,
+            open::links(config, open::udp)?,
+            open::udp_may_hold(config),
+            stop,
+        ),
     }
 }
 
-fn start<L: Link>(config: &Config, link: L, may_hold: u32, stop: StopRequests) -> Result<()> {
+fn start<L: Link>(config: &Config, links: Links<L>, may_hold: u32, stop: StopRequests) -> Result<()> {
+    match links {
+        Links::One(link) => run_on(config, link, may_hold, stop),
+        Links::Two(pair) => run_on(config, pair, may_hold, stop),
+    }
+}
+
+fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, stop: StopRequests) -> Result<()> {
     let node = Node::open(config, link, may_hold, stop, Programs::default())?;
     // Helper threads have been started and keep the affinity of the process; only this one is pinned.
     if let Some(core) = config.engine.core {

@@ -1,11 +1,12 @@
 //! Opens links as the configuration says.
 
 use anyhow::{Context, Result};
-use seqcast_engine::config::{self, Config};
-use seqcast_engine::link::Fault;
+use seqcast_engine::config::{self, Config, Engine};
+use seqcast_engine::link::pair::Pair;
 use seqcast_engine::link::udp::{UdpConfig, UdpLink};
 #[cfg(feature = "xdp")]
 use seqcast_engine::link::xdp::{XdpConfig, XdpLink};
+use seqcast_engine::link::{Fault, Link};
 
 fn fault(fault: config::Fault) -> Fault {
     Fault {
@@ -16,9 +17,24 @@ fn fault(fault: config::Fault) -> Fault {
     }
 }
 
+/// The links of an engine.
+pub(crate) enum Links<L> {
+    One(L),
+    /// Line B has an interface of its own.
+    Two(Pair<L>),
+}
+
+/// Opens the link of each line with `open`.
+pub(crate) fn links<L: Link>(config: &Config, open: impl Fn(&Engine) -> Result<L>) -> Result<Links<L>> {
+    let first = open(&config.engine)?;
+    Ok(match config.engine.on_line_b() {
+        None => Links::One(first),
+        Some(second) => Links::Two(Pair::new(first, open(&second)?, config.groups_b())),
+    })
+}
+
 /// Kernel sockets.
-pub(crate) fn udp(config: &Config) -> Result<UdpLink> {
-    let engine = &config.engine;
+pub(crate) fn udp(engine: &Engine) -> Result<UdpLink> {
     let udp = UdpConfig {
         interface: engine.interface.clone(),
         port: engine.port,
@@ -38,8 +54,7 @@ pub(crate) fn udp_may_hold(config: &Config) -> u32 {
 }
 
 #[cfg(feature = "xdp")]
-fn xdp_config(config: &Config) -> XdpConfig {
-    let engine = &config.engine;
+fn xdp_config(engine: &Engine) -> XdpConfig {
     XdpConfig {
         queues: engine.xdp.queues.clone(),
         attach: engine.xdp.attach,
@@ -58,13 +73,12 @@ fn xdp_config(config: &Config) -> XdpConfig {
 
 /// AF_XDP.
 #[cfg(feature = "xdp")]
-pub(crate) fn xdp(config: &Config) -> Result<XdpLink> {
-    let engine = &config.engine;
-    XdpLink::open(&xdp_config(config)).with_context(|| format!("cannot open AF_XDP on {}", engine.interface))
+pub(crate) fn xdp(engine: &Engine) -> Result<XdpLink> {
+    XdpLink::open(&xdp_config(engine)).with_context(|| format!("cannot open AF_XDP on {}", engine.interface))
 }
 
 /// Received frames that the AF_XDP link can spare.
 #[cfg(feature = "xdp")]
 pub(crate) fn xdp_may_hold(config: &Config) -> u32 {
-    xdp_config(config).may_hold()
+    xdp_config(&config.engine).may_hold()
 }

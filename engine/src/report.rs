@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use hdrhistogram::Histogram;
+use seqcast_proto::lines::{Line, LineStats};
 use serde::{Deserialize, Serialize};
 
 use crate::link::LinkStats;
@@ -120,6 +122,8 @@ pub struct SubscriptionReport {
     pub latency_live_ns: Latency,
     /// Latency of messages that were repaired or waited for a repair.
     pub latency_repaired_ns: Latency,
+    /// Each of two lines, if both are listened to.
+    pub lines: Vec<LineReport>,
 }
 
 /// A stream published.
@@ -210,6 +214,56 @@ pub struct ArchiveReport {
     pub foreign: u64,
     /// Messages sent again.
     pub repairs: u64,
+    /// Each of two lines, if both are listened to.
+    pub lines: Vec<LineReport>,
+}
+
+/// One of two lines of a stream.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LineReport {
+    /// `A` or `B`.
+    pub line: String,
+    /// Group and port.
+    pub group: String,
+    /// DATA frames that came over it.
+    pub frames: u64,
+    /// Of those, the first copies.
+    pub first: u64,
+    /// First copies whose second came over the other line.
+    pub led: u64,
+    /// How much earlier those were, on average.
+    pub lead_mean_ns: u64,
+    /// How much earlier the earliest was.
+    pub lead_max_ns: u64,
+    /// Gaps on this line, whether or not the other filled them.
+    pub gaps: u64,
+    /// Messages that never came over this line, whether or not they came over the other.
+    pub missed: u64,
+    /// Times that it fell silent while the other carried the stream.
+    pub silences: u64,
+    /// Whether it is silent now.
+    pub silent: bool,
+}
+
+impl LineReport {
+    /// What `line` with this group has carried.
+    #[must_use]
+    pub fn of(line: Line, group: SocketAddrV4, stats: &LineStats) -> LineReport {
+        LineReport {
+            line: line.to_string(),
+            group: group.to_string(),
+            frames: stats.frames,
+            first: stats.first,
+            led: stats.led,
+            lead_mean_ns: stats.lead_mean(),
+            lead_max_ns: stats.lead_max,
+            gaps: stats.gaps,
+            missed: stats.missed,
+            silences: stats.silences,
+            silent: stats.silent,
+        }
+    }
 }
 
 /// Percentiles of a latency, in nanoseconds.

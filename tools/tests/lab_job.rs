@@ -28,6 +28,7 @@ fn run(client1: &str, limit: Duration) -> (TempDir, Result<Outcome>, Vec<String>
         clients: 3,
         place: Place::Loopback,
         link: Link::Udp,
+        two_lines: false,
         mtu: 1500,
         limit: Some(limit),
         directory,

@@ -33,6 +33,7 @@ fn lab(hosts: &[&str]) -> Lab {
         hosts: hosts.iter().map(|&name| name.to_owned()).collect(),
         mtu: 1500,
         offloads: true,
+        second_line: false,
     })
     .unwrap()
 }
@@ -162,6 +163,7 @@ fn root_interfaces_are_as_specified() {
         hosts: vec!["a".to_owned()],
         mtu: 3000,
         offloads: false,
+        second_line: false,
     })
     .unwrap();
     let host = &lab.hosts()[0];

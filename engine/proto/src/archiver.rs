@@ -5,12 +5,14 @@ use core::net::SocketAddrV4;
 
 use crate::gaps::{GapConfig, Gaps, NAMED, Parties, nak_stamp};
 use crate::io::{ArchiveStore, End, Lookup, Outbox, Record, Refused, Store};
+use crate::lines::{Line, LineChange, Lines, LinesConfig, Verdict};
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use crate::wire::{
     Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, MAX_RANGES, Reason, Refusals, Role, Stamp, flags,
+    reachable,
 };
 
 /// Settings of an archiver.
@@ -22,6 +24,12 @@ pub struct ArchiverConfig {
     pub origin: u32,
     /// Where queries reach this archive.
     pub local: SocketAddrV4,
+    /// Where they reach it over line B, if that is elsewhere.
+    pub local_b: Option<SocketAddrV4>,
+    /// Listen to both lines of the stream, or to one.
+    pub lines: Option<LinesConfig>,
+    /// The line that leads to the server, when only one is listened to.
+    pub line: Line,
     /// Acknowledge only what is on stable storage.
     pub synced: bool,
     /// Longest time from storing a message to acknowledging it.
@@ -46,6 +54,9 @@ impl ArchiverConfig {
             stream,
             origin,
             local,
+            local_b: None,
+            lines: None,
+            line: Line::A,
             synced: false,
             ack_delay: 500 * MICROS,
             ack_frames: 64,
@@ -71,7 +82,7 @@ pub struct ArchiverStats {
     pub records: u64,
     /// Messages received that were stored already.
     pub duplicates: u64,
-    /// Gaps that opened.
+    /// Gaps that opened; with two lines, on both of them.
     pub gaps: u64,
     /// Messages that came by repair.
     pub repaired: u64,
@@ -136,6 +147,9 @@ pub struct Archiver {
     /// Ascending by session.
     recordings: Vec<Recording>,
     parties: Parties,
+    lines: Option<Lines>,
+    /// Where the server is over the line that is not preferred.
+    server_otherwise: Option<SocketAddrV4>,
     /// Since when heartbeats have named no other archive.
     alone_since: Option<Nanos>,
     responder: Responder,
@@ -155,13 +169,21 @@ impl Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
             // There may be another archive until heartbeats have named none for long enough.
             parties: Parties::new(true),
+            lines: config.lines.map(Lines::new),
+            server_otherwise: None,
             alone_since: None,
             responder: Responder::new(config.stream, config.origin, false, config.repair, REPAIR_JOBS),
             unacked: 0,
             ack_due: now,
             repeat_due: now,
             stats: ArchiverStats::default(),
-            config,
+            config: ArchiverConfig {
+                gaps: GapConfig {
+                    skew: config.lines.map_or(0, |l| l.skew),
+                    ..config.gaps
+                },
+                ..config
+            },
         };
         let mut sessions = Vec::new();
         store.sessions(&mut |s| sessions.push(s));
@@ -236,6 +258,40 @@ impl Archiver {
             .is_some_and(|r| r.end.is_some_and(|e| e.next == Session::NONE) && r.gaps.is_empty())
     }
 
+    /// What has come over each line, if both are listened to.
+    #[must_use]
+    pub fn lines(&self) -> Option<&Lines> {
+        self.lines.as_ref()
+    }
+
+    /// Whether a line has fallen silent or come back since the last call.
+    pub fn line_change(&mut self) -> Option<LineChange> {
+        self.lines.as_mut().and_then(Lines::poll)
+    }
+
+    /// Takes one received frame of this stream that came over `line`.
+    pub fn on_line_frame(
+        &mut self,
+        now: Now,
+        line: Line,
+        from: SocketAddrV4,
+        bytes: &[u8],
+        store: &mut impl ArchiveStore,
+        out: &mut impl Outbox,
+    ) {
+        let Some(lines) = &mut self.lines else {
+            return self.on_frame(now, from, bytes, store, out);
+        };
+        if lines.take(now.mono, line, bytes) == Verdict::Use {
+            self.on_frame(now, from, bytes, store, out);
+        }
+        if let Some(lines) = &self.lines
+            && let Some(recording) = self.recordings.last_mut().filter(|r| r.session == lines.session())
+        {
+            recording.gaps.hasten(lines.passed(), now.mono);
+        }
+    }
+
     /// Takes one received frame of this stream.
     pub fn on_frame(
         &mut self,
@@ -254,7 +310,7 @@ impl Archiver {
         let answer = matches!(frame.body, Body::Repair(_) | Body::End(_) | Body::Unavailable(_));
         if answer && !self.parties.may_answer(from) {
             // Its own answers to everyone are no news.
-            self.stats.unasked += u64::from(from != self.config.local);
+            self.stats.unasked += u64::from(from != self.config.local && Some(from) != self.config.local_b);
             return;
         }
         match frame.body {
@@ -366,7 +422,7 @@ impl Archiver {
             recording.horizon = range.first;
         }
         if let Some(gap) = SeqRange::new(recording.horizon, range.first.prev()) {
-            self.stats.gaps += 1;
+            self.stats.gaps += u64::from(self.lines.is_none());
             recording.gaps.miss(gap, now.mono);
         }
         let fresh = range.first >= recording.horizon;
@@ -425,9 +481,9 @@ impl Archiver {
         endpoints: &[Endpoint],
         store: &mut impl ArchiveStore,
     ) {
-        let local = self.config.local;
-        let archives = endpoints.iter().filter(|e| e.is(Role::Archive)).map(Endpoint::addr);
-        let others = archives.filter(|a| *a != local);
+        let line = self.lines.as_ref().map_or(self.config.line, Lines::preferred);
+        let own = [Some(self.config.local), self.config.local_b];
+        let others = reachable(endpoints, Role::Archive, line).filter(|a| !own.contains(&Some(*a)));
         if others.clone().next().is_some() {
             self.alone_since = None;
         }
@@ -442,7 +498,10 @@ impl Archiver {
                 recording.gaps.archives_changed();
             }
         }
-        if let Some(server) = endpoints.iter().find(|e| e.is(Role::Server)).map(Endpoint::addr)
+        self.server_otherwise = reachable(endpoints, Role::Server, line.other())
+            .next()
+            .filter(|_| self.lines.is_some());
+        if let Some(server) = reachable(endpoints, Role::Server, line).next()
             && self.parties.set_server(server)
         {
             self.repeat_due = now.mono;
@@ -466,7 +525,7 @@ impl Archiver {
             recording.dirty = true;
             self.ack_due = now.mono;
         } else if let Some(gap) = SeqRange::new(recording.horizon, next.prev()) {
-            self.stats.gaps += 1;
+            self.stats.gaps += u64::from(self.lines.is_none());
             recording.gaps.miss(gap, now.mono);
             recording.horizon = next;
         }
@@ -646,6 +705,8 @@ impl Archiver {
         let mut due = self.responder.next_due(now.mono);
         for at in 0..self.recordings.len() {
             if self.recordings[at].gaps.is_due(now.mono, Seq(u32::MAX)) {
+                let stats = &mut self.stats;
+                self.recordings[at].gaps.confirm(now.mono, |_| stats.gaps += 1);
                 while let Some(range) = self.recordings[at].gaps.take_given_up(now.mono, &self.parties) {
                     self.give_up(now.mono, at, range, store);
                 }
@@ -695,9 +756,12 @@ impl Archiver {
     }
 
     fn acknowledge(&mut self, now: Now, store: &mut impl ArchiveStore, out: &mut impl Outbox) {
+        let mut also = None;
         if now.mono >= self.repeat_due {
             self.repeat_due = now.mono + self.config.ack_idle;
             self.recordings.iter_mut().for_each(|r| r.dirty = true);
+            // So that the server knows the way over either line.
+            also = self.server_otherwise.filter(|s| Some(*s) != self.parties.server());
         }
         self.ack_due = self.repeat_due;
         let Some(server) = self.parties.server() else { return };
@@ -752,8 +816,9 @@ impl Archiver {
             let mut rest = &ranges[..count];
             loop {
                 let (frame, later) = rest.split_at(rest.len().min(MAX_RANGES));
-                if out.send(server, |buf| stamp.ranges(buf, Kind::Ack, frame.iter().copied())) {
-                    self.stats.acks += 1;
+                for to in [Some(server), also].into_iter().flatten() {
+                    let sent = out.send(to, |buf| stamp.ranges(buf, Kind::Ack, frame.iter().copied()));
+                    self.stats.acks += u64::from(sent);
                 }
                 rest = later;
                 if rest.is_empty() {

@@ -5,10 +5,13 @@ use core::net::SocketAddrV4;
 use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
 use crate::hold::Hold;
 use crate::io::{Application, Delivery, End, Event, Outbox, Path};
+use crate::lines::{Line, Lines, LinesConfig, Verdict};
 use crate::ranges::RangeSet;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
-use crate::wire::{Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, Reason, Refusals, Role, flags};
+use crate::wire::{
+    Block, Body, Endpoint, Frame, Header, HeartbeatBody, Kind, Reason, Refusals, Role, flags, reachable,
+};
 
 use zerocopy::FromBytes;
 
@@ -58,6 +61,12 @@ pub struct ClientConfig {
     pub seek_group: Option<SocketAddrV4>,
     /// After this long without a frame of the server the archive is asked whether there is more.
     pub silence: Nanos,
+    /// Listen to both lines of the stream, or to one.
+    pub lines: Option<LinesConfig>,
+    /// The line that leads to whom to ask, when only one is listened to.
+    pub line: Line,
+    /// Line B's group, to ask there instead of at `ask_group` while line A is silent.
+    pub ask_group_b: Option<SocketAddrV4>,
     /// Seed of the random pauses.
     pub seed: u64,
 }
@@ -77,6 +86,9 @@ impl ClientConfig {
             ask_group: None,
             seek_group: None,
             silence: 1000 * MILLIS,
+            lines: None,
+            line: Line::A,
+            ask_group_b: None,
             seed: u64::from(origin),
         }
     }
@@ -91,7 +103,7 @@ pub struct ClientStats {
     pub repaired_archive: u64,
     /// Of those, repaired by the server.
     pub repaired_server: u64,
-    /// Gaps that opened.
+    /// Gaps that opened; with two lines, on both of them.
     pub gaps: u64,
     /// Messages reported as lost.
     pub lost: u64,
@@ -185,6 +197,7 @@ pub struct Client<F> {
     /// On arrival: delivered or reported as lost, above the next message.
     done: RangeSet,
     parties: Parties,
+    lines: Option<Lines>,
     end: Option<End>,
     ended: bool,
     /// A later session that has been seen.
@@ -214,6 +227,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         // More than can be held is never asked for.
         let gaps = GapConfig {
             ask_window: config.gaps.ask_window.clamp(1, hold.window()),
+            skew: config.lines.map_or(0, |l| l.skew),
             ..config.gaps
         };
         Client {
@@ -232,6 +246,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             done: RangeSet::new(done),
             // Until a heartbeat says otherwise an archive may have what the server lacks.
             parties: Parties::new(true).by_multicast(config.ask_group.or(seek)),
+            lines: config.lines.map(Lines::new),
             end: None,
             ended: false,
             upcoming: Session::NONE,
@@ -269,6 +284,26 @@ impl<F: AsRef<[u8]>> Client<F> {
     #[must_use]
     pub fn held(&self) -> usize {
         self.hold.len()
+    }
+
+    /// What has come over each line, if both are listened to.
+    #[must_use]
+    pub fn lines(&self) -> Option<&Lines> {
+        self.lines.as_ref()
+    }
+
+    /// Takes one received frame of this client's stream that came over `line`.
+    #[inline]
+    pub fn on_line_frame(&mut self, now: Now, line: Line, from: SocketAddrV4, frame: F, app: &mut impl Application) {
+        let Some(lines) = &mut self.lines else {
+            return self.on_frame(now, from, frame, app);
+        };
+        if lines.take(now.mono, line, frame.as_ref()) == Verdict::Use {
+            self.on_frame(now, from, frame, app);
+        }
+        if let Some(lines) = self.lines.as_ref().filter(|l| l.session() == self.cursor.session) {
+            self.gaps.hasten(lines.passed(), now.mono);
+        }
     }
 
     /// Takes one received frame of this client's stream.
@@ -337,6 +372,9 @@ impl<F: AsRef<[u8]>> Client<F> {
         if self.cursor.blocked {
             self.drain(app);
         }
+        if let Some(change) = self.lines.as_mut().and_then(Lines::poll) {
+            app.event(Event::Line(change));
+        }
         if now.mono.saturating_sub(self.heard) >= self.config.silence && !self.ended {
             if !self.silent {
                 self.silent = true;
@@ -353,6 +391,9 @@ impl<F: AsRef<[u8]>> Client<F> {
             limit = Seq(u32::MAX);
         }
         if self.gaps.is_due(now.mono, limit) && (!self.cursor.blocked || self.hold.has_room()) {
+            let Cursor { session, stats, .. } = &mut self.cursor;
+            self.gaps
+                .confirm(now.mono, |range| open_gap(*session, range, stats, app));
             while let Some(range) = self.gaps.take_given_up(now.mono, &self.parties) {
                 self.give_up(now.mono, range, app);
             }
@@ -431,12 +472,7 @@ impl<F: AsRef<[u8]>> Client<F> {
 
     fn on_block(&mut self, now: Now, range: SeqRange, frame: F, app: &mut impl Application) {
         if let Some(gap) = SeqRange::new(self.horizon, range.first.prev()) {
-            self.cursor.stats.gaps += 1;
-            self.gaps.miss(gap, now.mono);
-            app.event(Event::Gap {
-                session: self.cursor.session,
-                range: gap,
-            });
+            self.miss(now, gap, app);
         }
         self.horizon = self.horizon.max(range.end());
         let Some(wanted) = SeqRange::new(range.first.max(self.cursor.next), range.last) else {
@@ -595,25 +631,31 @@ impl<F: AsRef<[u8]>> Client<F> {
             return;
         }
         if let Some(gap) = SeqRange::new(self.horizon, next.prev()) {
-            self.cursor.stats.gaps += 1;
-            self.gaps.miss(gap, now.mono);
+            self.miss(now, gap, app);
             self.horizon = next;
-            app.event(Event::Gap {
-                session: self.cursor.session,
-                range: gap,
-            });
+        }
+    }
+
+    /// Messages that exist have not come; with two lines they may come yet.
+    fn miss(&mut self, now: Now, gap: SeqRange, app: &mut impl Application) {
+        self.gaps.miss(gap, now.mono);
+        if self.lines.is_none() {
+            open_gap(self.cursor.session, gap, &mut self.cursor.stats, app);
         }
     }
 
     fn learn(&mut self, header: &Header, endpoints: &[Endpoint]) {
         self.parties.archived = header.has(flags::ARCHIVED);
-        self.parties.group = self.config.ask_group;
-        let archives = endpoints.iter().filter(|e| e.is(Role::Archive)).map(Endpoint::addr);
-        if self.parties.set_archives(archives) {
+        let line = self.lines.as_ref().map_or(self.config.line, Lines::preferred);
+        self.parties.group = match line {
+            Line::B if self.lines.is_some() => self.config.ask_group_b,
+            _ => self.config.ask_group,
+        };
+        if self.parties.set_archives(reachable(endpoints, Role::Archive, line)) {
             self.gaps.archives_changed();
         }
-        if let Some(server) = endpoints.iter().find(|e| e.is(Role::Server)) {
-            self.parties.set_server(server.addr());
+        if let Some(server) = reachable(endpoints, Role::Server, line).next() {
+            self.parties.set_server(server);
         }
     }
 
@@ -665,7 +707,7 @@ impl<F: AsRef<[u8]>> Client<F> {
     /// All numbers below `end` exist, as somebody who does not send them has told.
     fn miss_up_to(&mut self, end: Seq, now: Now) {
         if let Some(gap) = SeqRange::new(self.horizon, end.prev()) {
-            self.cursor.stats.gaps += 1;
+            self.cursor.stats.gaps += u64::from(self.lines.is_none());
             self.gaps.miss(gap, now.mono);
             self.horizon = end;
         }
@@ -783,6 +825,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             self.probe(now);
         }
     }
+}
+
+fn open_gap(session: Session, range: SeqRange, stats: &mut ClientStats, app: &mut impl Application) {
+    stats.gaps += 1;
+    app.event(Event::Gap { session, range });
 }
 
 fn last_of(bytes: &[u8]) -> Option<Seq> {

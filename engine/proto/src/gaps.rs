@@ -13,7 +13,7 @@ use crate::time::{MICROS, MILLIS, Nanos, Now, RoundTrip, SECONDS};
 use crate::wire::{Kind, MAX_ENDPOINTS, MAX_RANGES, Reason, Stamp, flags};
 
 /// Most archives that are asked in turn: all that a heartbeat can name.
-pub const MAX_ARCHIVES: usize = MAX_ENDPOINTS - 1;
+pub const MAX_ARCHIVES: usize = MAX_ENDPOINTS / 2 - 1;
 /// Parties that are known no more whose answers are still taken.
 const FORMER: usize = 8;
 /// Messages that one range of a question names at least, where there are so many.
@@ -24,6 +24,8 @@ const PIECE: u32 = 16;
 pub struct GapConfig {
     /// How long to wait for frames that overtook each other before asking; 0 on a single path.
     pub reorder: Nanos,
+    /// How much longer to wait for another line of the stream to fill a gap; see [`Gaps::hasten`].
+    pub skew: Nanos,
     /// A random pause of up to this long before the first NAK, so that many clients that missed
     /// the same frame do not ask at once; 0 asks at once.
     pub backoff: Nanos,
@@ -48,6 +50,7 @@ impl Default for GapConfig {
     fn default() -> GapConfig {
         GapConfig {
             reorder: 0,
+            skew: 0,
             backoff: 0,
             backoff_percent: 25,
             initial_timeout: 20 * MILLIS,
@@ -245,6 +248,10 @@ struct Gap {
     refused_by: u16,
     /// When the server's bit was set.
     let_go_at: Nanos,
+    /// It waits for another line; nobody has been told of it.
+    suspected: bool,
+    /// No line will fill it.
+    hastened: bool,
 }
 
 /// What keeps a gap from being asked for.
@@ -269,6 +276,8 @@ pub struct Gaps {
     held_back: Option<HeldBack>,
     /// Messages found since the last question.
     freed: u32,
+    /// No gap that waits for another line ends below this number.
+    suspected_up_to: Seq,
     /// NAK frames sent.
     pub naks: u64,
 }
@@ -286,6 +295,7 @@ impl Gaps {
             next_due: Nanos::MAX,
             held_back: None,
             freed: 0,
+            suspected_up_to: Seq(u32::MAX),
             naks: 0,
             config,
         }
@@ -339,12 +349,13 @@ impl Gaps {
         self.list.clear();
         self.next_due = Nanos::MAX;
         self.held_back = None;
+        self.suspected_up_to = Seq(u32::MAX);
     }
 
     /// Notes that `range` is missing. What of it is noted already stays as it is.
     pub fn miss(&mut self, range: SeqRange, now: Nanos) {
         let spread = self.config.backoff + self.rtt.smoothed() * Nanos::from(self.config.backoff_percent) / 100;
-        let pause = self.config.reorder + self.rng.below(spread);
+        let pause = self.config.reorder + self.config.skew + self.rng.below(spread);
         let due = now + pause;
         let mut from = range.first;
         let mut at = self.list.partition_point(|g| g.range.last < range.first);
@@ -373,7 +384,12 @@ impl Gaps {
                         open: false,
                         refused_by: 0,
                         let_go_at: 0,
+                        suspected: self.config.skew > 0,
+                        hastened: false,
                     };
+                    if gap.suspected {
+                        self.suspected_up_to = self.suspected_up_to.min(hole.last);
+                    }
                     self.list.insert(at, gap);
                     self.next_due = self.next_due.min(due);
                     at += 1;
@@ -417,6 +433,38 @@ impl Gaps {
         let Some(range) = before else { return Some(at) };
         self.list.insert(at, Gap { range, ..whole });
         Some(at + 1)
+    }
+
+    /// No line will bring a number below `seq` any more: what waited for that is due at once.
+    #[inline]
+    pub fn hasten(&mut self, seq: Seq, now: Nanos) {
+        if self.suspected_up_to < seq {
+            self.hasten_suspected(seq, now);
+        }
+    }
+
+    fn hasten_suspected(&mut self, seq: Seq, now: Nanos) {
+        self.suspected_up_to = Seq(u32::MAX);
+        for gap in self.list.iter_mut().filter(|g| g.suspected && !g.hastened) {
+            if gap.range.last >= seq {
+                self.suspected_up_to = gap.range.last;
+                return;
+            }
+            gap.hastened = true;
+            gap.due = gap.due.saturating_sub(self.config.skew).max(now);
+            self.next_due = self.next_due.min(gap.due);
+        }
+    }
+
+    /// Calls `each` with gaps that waited for another line in vain, once with each.
+    pub fn confirm(&mut self, now: Nanos, mut each: impl FnMut(SeqRange)) {
+        if self.config.skew == 0 {
+            return;
+        }
+        for gap in self.list.iter_mut().filter(|g| g.suspected && g.due <= now) {
+            gap.suspected = false;
+            each(gap.range);
+        }
     }
 
     /// Notes that `range` has arrived, and returns how many of its numbers were missing.

@@ -2,6 +2,7 @@
 
 use core::net::SocketAddrV4;
 
+use crate::lines::LineChange;
 use crate::seq::{Seq, SeqRange, Session};
 use crate::time::Nanos;
 use crate::wire::{Block, Reason};
@@ -222,6 +223,8 @@ pub enum Event {
     Silent,
     /// The server is heard again.
     Heard,
+    /// One of two lines has fallen silent, or is heard again.
+    Line(LineChange),
 }
 
 /// Takes what a client delivers.

@@ -30,6 +30,7 @@ pub mod gaps;
 pub mod hold;
 pub mod io;
 pub mod limit;
+pub mod lines;
 #[cfg(feature = "mutations")]
 pub mod mutations;
 pub mod ranges;

@@ -5,8 +5,10 @@ use core::net::SocketAddrV4;
 
 use zerocopy::byteorder::little_endian::U32;
 
+use crate::gaps::MAX_ARCHIVES;
 use crate::io::{End, Outbox, Record, Refused, ServerStore};
 use crate::limit::Bucket;
+use crate::lines::Line;
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
@@ -24,6 +26,8 @@ pub struct ServerConfig {
     pub group: SocketAddrV4,
     /// Where queries reach this server.
     pub local: SocketAddrV4,
+    /// Where they reach it over line B, if that is elsewhere.
+    pub local_b: Option<SocketAddrV4>,
     /// A random number for this run, so that a second server under the same identity is noticed.
     pub origin: u32,
     /// A message is kept until this many archives have acknowledged it. With 0, the store's own
@@ -71,6 +75,7 @@ impl ServerConfig {
             stream,
             group,
             local,
+            local_b: None,
             origin,
             archives: 0,
             heartbeat_min: MILLIS,
@@ -196,8 +201,9 @@ struct Pending {
 #[derive(Debug)]
 struct Peer {
     id: u32,
-    addr: SocketAddrV4,
     heard: Nanos,
+    /// Where it was heard last over each line, and when.
+    ways: [Option<(SocketAddrV4, Nanos)>; 2],
 }
 
 /// A session that is open, or ended and not acknowledged throughout.
@@ -233,7 +239,7 @@ const MAX_KEPT: usize = 64;
 /// Sessions kept for their ends alone, the open one included.
 const KEEP_ENDED: usize = 8;
 /// Most archives that acknowledge one stream.
-const MAX_PEERS: usize = MAX_ENDPOINTS - 1;
+const MAX_PEERS: usize = MAX_ARCHIVES;
 /// Ranges remembered for one archive and session. Acknowledgements come mostly in order; what
 /// does not fit comes again with a later ACK.
 const ACKED_RANGES: usize = 1024;
@@ -391,7 +397,11 @@ impl Server {
     }
 
     fn is_near(&self, peer: &Peer, now: Nanos) -> bool {
-        now.saturating_sub(peer.heard) < self.config.archive_timeout
+        self.is_recent(peer.heard, now)
+    }
+
+    fn is_recent(&self, heard: Nanos, now: Nanos) -> bool {
+        now.saturating_sub(heard) < self.config.archive_timeout
     }
 
     /// Sends waiting messages in at most `budget` frames, each filled with what is there. Returns
@@ -651,6 +661,19 @@ impl Server {
         store: &mut impl ServerStore,
         out: &mut impl Outbox,
     ) {
+        self.on_line_frame(now, Line::A, from, bytes, store, out);
+    }
+
+    /// As [`Server::on_frame`], of a frame that came over `line`.
+    pub fn on_line_frame(
+        &mut self,
+        now: Now,
+        line: Line,
+        from: SocketAddrV4,
+        bytes: &[u8],
+        store: &mut impl ServerStore,
+        out: &mut impl Outbox,
+    ) {
         let Ok(frame) = Frame::parse(bytes) else {
             self.stats.malformed += 1;
             return;
@@ -659,7 +682,10 @@ impl Server {
         match frame.body {
             Body::Ack(ranges) => {
                 self.stats.acks += 1;
-                self.on_ack(now.mono, from, frame.header.origin.get(), session, ranges.iter(), store);
+                let id = frame.header.origin.get();
+                if let Some(place) = self.heard(now.mono, line, from, id) {
+                    self.on_ack(place, session, ranges.iter(), store);
+                }
             }
             Body::Nak(ranges) if frame.header.has(flags::ASK_SERVER) => {
                 self.responder.on_nak(now, from, session, &ranges, out);
@@ -695,21 +721,22 @@ impl Server {
         self.superseded
     }
 
+    /// Notes that an archive lives and where; its place among the peers.
+    fn heard(&mut self, now: Nanos, line: Line, from: SocketAddrV4, id: u32) -> Option<usize> {
+        let place = self.place_of(now, id)?;
+        let peer = &mut self.peers[place];
+        peer.heard = now;
+        peer.ways[line as usize] = Some((from, now));
+        Some(place)
+    }
+
     fn on_ack(
         &mut self,
-        now: Nanos,
-        from: SocketAddrV4,
-        id: u32,
+        place: usize,
         session: Session,
         ranges: impl Iterator<Item = SeqRange>,
         store: &mut impl ServerStore,
     ) {
-        let Some(place) = self.place_of(now, id, from) else {
-            return;
-        };
-        let peer = &mut self.peers[place];
-        peer.heard = now;
-        peer.addr = from;
         let Some(at) = self.kept.iter().position(|k| k.session == session) else {
             return;
         };
@@ -726,11 +753,15 @@ impl Server {
 
     /// The place of an archive among the peers; a newcomer takes a free one, or that of an archive
     /// that has been away.
-    fn place_of(&mut self, now: Nanos, id: u32, addr: SocketAddrV4) -> Option<usize> {
+    fn place_of(&mut self, now: Nanos, id: u32) -> Option<usize> {
         if let Some(place) = self.peers.iter().position(|p| p.id == id) {
             return Some(place);
         }
-        let peer = Peer { id, addr, heard: now };
+        let peer = Peer {
+            id,
+            heard: now,
+            ways: [None; 2],
+        };
         let place = if self.peers.len() < MAX_PEERS {
             self.peers.push(peer);
             self.peers.len() - 1
@@ -872,9 +903,18 @@ impl Server {
         };
         let mut endpoints = [Endpoint::new(self.config.local, Role::Server); MAX_ENDPOINTS];
         let mut count = 1;
-        for peer in self.peers.iter().filter(|p| self.is_near(p, now.mono)) {
-            endpoints[count] = Endpoint::new(peer.addr, Role::Archive);
+        if let Some(local) = self.config.local_b {
+            endpoints[count] = Endpoint::new(local, Role::Server).twin();
             count += 1;
+        }
+        for peer in &self.peers {
+            let way = |line: Line| peer.ways[line as usize].filter(|(_, heard)| self.is_recent(*heard, now.mono));
+            let [a, b] = Line::BOTH.map(|line| Some(Endpoint::new(way(line)?.0, Role::Archive)));
+            let b = b.map(|b| if a.is_some() { b.twin() } else { b.over(Line::B) });
+            for endpoint in [a, b].into_iter().flatten() {
+                endpoints[count] = endpoint;
+                count += 1;
+            }
         }
         let mut sent = out.send(self.config.group, |buf| {
             stamp.heartbeat(buf, &body, &endpoints[..count])

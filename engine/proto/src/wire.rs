@@ -11,6 +11,7 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::lines::Line;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 
 /// First two bytes of every frame.
@@ -25,8 +26,8 @@ pub const MESSAGE_HEADER: usize = size_of::<MessageHeader>();
 pub const MESSAGE_ALIGN: usize = 4;
 /// Most ranges that one control frame names, so that it fits the smallest frame of 576 bytes.
 pub const MAX_RANGES: usize = 40;
-/// Most endpoints that one heartbeat names.
-pub const MAX_ENDPOINTS: usize = 16;
+/// Most endpoints that one heartbeat names: a server and 15 archives on two lines.
+pub const MAX_ENDPOINTS: usize = 32;
 
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +202,9 @@ pub struct EndBody {
     pub previous_session: U32,
 }
 
+/// Bit of [`Endpoint::line`]: another way to the party of the endpoint before.
+pub const TWIN: u8 = 2;
+
 /// Where repairs can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -211,8 +215,8 @@ pub struct Endpoint {
     pub port: U16,
     /// A [`Role`].
     pub role: u8,
-    /// 0.
-    pub reserved: u8,
+    /// The [`Line`] that leads there; with [`TWIN`], to the party of the endpoint before.
+    pub line: u8,
 }
 
 /// Who answers at an endpoint.
@@ -233,8 +237,34 @@ impl Endpoint {
             ip: addr.ip().octets(),
             port: U16::new(addr.port()),
             role: role as u8,
-            reserved: 0,
+            line: Line::A as u8,
         }
+    }
+
+    /// Another way to the party of the endpoint before: over line B.
+    #[must_use]
+    pub fn twin(self) -> Endpoint {
+        Endpoint {
+            line: Line::B as u8 | TWIN,
+            ..self
+        }
+    }
+
+    /// The same, reached over `line`.
+    #[must_use]
+    pub fn over(self, line: Line) -> Endpoint {
+        Endpoint {
+            line: line as u8,
+            ..self
+        }
+    }
+
+    fn is_twin(&self) -> bool {
+        self.line & TWIN != 0
+    }
+
+    fn is_over(&self, line: Line) -> bool {
+        self.line & !TWIN == line as u8
     }
 
     /// The address.
@@ -248,6 +278,16 @@ impl Endpoint {
     pub fn is(&self, role: Role) -> bool {
         self.role == role as u8
     }
+}
+
+/// The addresses of all parties of a role: of one with two that over `line`.
+pub fn reachable(endpoints: &[Endpoint], role: Role, line: Line) -> impl Iterator<Item = SocketAddrV4> + Clone {
+    let chosen = move |at: &usize| {
+        let endpoint = &endpoints[*at];
+        let has_twin = endpoints.get(at + 1).is_some_and(Endpoint::is_twin);
+        endpoint.is(role) && (endpoint.is_over(line) || !endpoint.is_twin() && !has_twin)
+    };
+    (0..endpoints.len()).filter(chosen).map(|at| endpoints[at].addr())
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -638,6 +678,19 @@ pub fn peek(bytes: &[u8]) -> Option<(Stream, Kind)> {
     let (header, _) = Header::ref_from_prefix(bytes).ok()?;
     (header.magic == MAGIC && header.version == VERSION)
         .then(|| Some((header.stream(), Kind::from_byte(header.kind)?)))?
+}
+
+/// The addresses that a HEARTBEAT says are reached over `line`; none of any other frame.
+pub fn endpoints_over(bytes: &[u8], line: Line) -> impl Iterator<Item = SocketAddrV4> {
+    let endpoints = match Frame::parse(bytes) {
+        Ok(Frame {
+            body: Body::Heartbeat(_, endpoints),
+            ..
+        }) => endpoints,
+        _ => &[],
+    };
+    let named = endpoints.iter().filter(move |e| e.is_over(line));
+    named.map(Endpoint::addr)
 }
 
 impl<'a> Frame<'a> {

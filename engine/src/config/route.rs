@@ -151,6 +151,11 @@ impl Config {
         if publish.id.is_some() {
             return invalid("[[publish]] without `stream`: `id` belongs to the [[route]] tables");
         }
+        if publish.lines.b.is_some() {
+            return invalid(
+                "[[publish]] without `stream`: `lines` needs a stream of its own: use a table for each stream",
+            );
+        }
         if source.program {
             return invalid("[[publish]] without `stream`: a program publishes to one stream: name it");
         }
@@ -173,6 +178,11 @@ fn check_by_subject(subscribe: &Subscribe, streams: usize) -> Result<(), ConfigE
     }
     if subscribe.id.is_some() {
         return invalid("[[subscribe]] without `stream`: `id` belongs to the [[route]] tables");
+    }
+    if subscribe.lines.b.is_some() {
+        return invalid(
+            "[[subscribe]] without `stream`: `lines` needs a stream of its own: use a table for each stream",
+        );
     }
     if streams > 1 && (subscribe.state.is_some() || sink.journal.is_some() || sink.dir.is_some()) {
         return invalid(format!(

@@ -6,11 +6,12 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use socket2::{InterfaceIndexOrAddress, SockRef};
 
+pub mod pair;
 pub mod udp;
 #[cfg(feature = "xdp")]
 pub mod xdp;
@@ -148,6 +149,31 @@ pub trait Link {
 
     /// Counters since opening.
     fn stats(&mut self) -> LinkStats;
+
+    /// Adds what [`Link::wait`] waits for, so that links can be waited for together, and says how long
+    /// that may be at most; zero when something is there already.
+    fn watch(&self, fds: &mut Vec<libc::pollfd>) -> Duration {
+        let _ = fds;
+        Duration::from_millis(1)
+    }
+
+    /// Where unicast datagrams reach this link over line B, if that is another interface.
+    fn local_b(&self) -> Option<SocketAddrV4> {
+        None
+    }
+
+    /// `peer` is reached over line B.
+    fn is_over_b(&mut self, peer: SocketAddrV4) {
+        let _ = peer;
+    }
+}
+
+fn pollfd(fd: BorrowedFd<'_>, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events,
+        revents: 0,
+    }
 }
 
 /// Checks that a group is one that a stream may use.

@@ -7,19 +7,20 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::{Datagram, Fault, Link, LinkStats, check_group, rejoin};
+use super::{Datagram, Fault, Link, LinkStats, check_group, pollfd, rejoin};
 
 mod frame;
 mod sys;
 
 pub use frame::UdpFrame;
 use frame::{Buffer, Pool};
+pub(in crate::link) use sys::poll;
 
 /// IPv4 and UDP headers, in bytes.
 const HEADERS: usize = 28;
@@ -402,19 +403,25 @@ impl Link for UdpLink {
         rejoin(SockRef::from(&port.socket), group, &interface)
     }
 
-    /// With all receive buffers held by the caller it does not look for datagrams: there is
-    /// nowhere to put them.
     fn wait(&mut self, wake: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
-        if self.batch.slot < self.batch.filled {
+        let mut polled = std::mem::take(&mut self.polled);
+        polled.clear();
+        polled.push(pollfd(wake, libc::POLLIN));
+        let timeout = timeout.min(self.watch(&mut polled));
+        self.polled = polled;
+        if timeout.is_zero() {
             return Ok(());
         }
-        let polled = |fd: BorrowedFd<'_>, events| libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events,
-            revents: 0,
-        };
-        self.polled.clear();
-        self.polled.push(polled(wake, libc::POLLIN));
+        self.stats.syscalls += 1;
+        sys::poll(&mut self.polled, timeout)
+    }
+
+    /// With all receive buffers held by the caller it does not look for datagrams: there is
+    /// nowhere to put them.
+    fn watch(&self, fds: &mut Vec<libc::pollfd>) -> Duration {
+        if self.batch.slot < self.batch.filled {
+            return Duration::ZERO;
+        }
         let can_receive = !self.pool.is_empty() || self.slots.iter().any(Option::is_some);
         let read = if can_receive { libc::POLLIN } else { 0 };
         let write = if self.queue.entries.is_empty() {
@@ -424,10 +431,9 @@ impl Link for UdpLink {
         };
         for (i, port) in self.ports.iter().enumerate() {
             let events = if i == 0 { read | write } else { read };
-            self.polled.push(polled(port.socket.as_fd(), events));
+            fds.push(pollfd(port.socket.as_fd(), events));
         }
-        self.stats.syscalls += 1;
-        sys::poll(&mut self.polled, timeout)
+        Duration::MAX
     }
 
     fn max_payload(&self) -> usize {

@@ -7,7 +7,6 @@
 use std::io;
 use std::net::SocketAddrV4;
 
-use seqcast_proto::seq::Stream;
 use seqcast_proto::time::{Nanos, SECONDS};
 
 use crate::link::Link;
@@ -22,7 +21,6 @@ pub(super) struct Memberships(Vec<Membership>);
 
 struct Membership {
     group: SocketAddrV4,
-    stream: Stream,
     /// When its server was last heard, or the group last joined.
     heard: Nanos,
     /// How long silence may last before it is joined again.
@@ -30,11 +28,10 @@ struct Membership {
 }
 
 impl Memberships {
-    /// Of streams that have just been joined.
-    pub(super) fn new(received: impl Iterator<Item = (SocketAddrV4, Stream)>, now: Nanos) -> Memberships {
-        let membership = |(group, stream)| Membership {
+    /// Of groups that have just been joined.
+    pub(super) fn new(received: impl Iterator<Item = SocketAddrV4>, now: Nanos) -> Memberships {
+        let membership = |group| Membership {
             group,
-            stream,
             heard: now,
             patience: SILENCE,
         };
@@ -44,10 +41,10 @@ impl Memberships {
         Memberships(all)
     }
 
-    /// A heartbeat has come. They come to the group alone, while data flows as well.
+    /// A heartbeat has come to `group`. They come to groups alone, while data flows as well.
     #[inline]
-    pub(super) fn heard(&mut self, stream: Stream, now: Nanos) {
-        for membership in self.0.iter_mut().filter(|m| m.stream == stream) {
+    pub(super) fn heard(&mut self, group: SocketAddrV4, now: Nanos) {
+        for membership in self.0.iter_mut().filter(|m| m.group == group) {
             membership.heard = now;
             membership.patience = SILENCE;
         }
@@ -116,17 +113,16 @@ mod tests {
     #[test]
     fn only_a_silent_group_is_joined_again_and_ever_more_rarely() {
         let groups = [1, 2].map(|n| SocketAddrV4::new([239, 1, 1, n].into(), 5000));
-        let streams = [Stream(1), Stream(2)];
-        let mut memberships = Memberships::new(groups.into_iter().zip(streams), 0);
+        let mut memberships = Memberships::new(groups.into_iter(), 0);
         let mut link = Counting::default();
         for tenth in 1..=100 {
             let now = tenth * SECONDS / 10;
-            memberships.heard(Stream(2), now);
+            memberships.heard(groups[1], now);
             memberships.look(now, &mut link).unwrap();
         }
         // After 1, 3 and 7 seconds.
         assert_eq!(link.0, [groups[0]; 3]);
-        memberships.heard(Stream(1), 10 * SECONDS);
+        memberships.heard(groups[0], 10 * SECONDS);
         memberships.look(11 * SECONDS, &mut link).unwrap();
         assert_eq!(link.0[3..], groups, "heard, it is patient for a second again");
     }

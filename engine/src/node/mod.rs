@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use seqcast_proto::io::Application;
+use seqcast_proto::lines::Line;
 use seqcast_proto::server::Source as MessageSource;
 use seqcast_proto::time::{Nanos, Now};
-use seqcast_proto::wire::{Kind, peek};
+use seqcast_proto::wire::{Kind, endpoints_over, peek};
 use seqcast_ring::{Consumer, Doorbell};
 
 use crate::clock::Clock;
@@ -34,7 +35,7 @@ mod window;
 use guard::{Guards, Verdict};
 use idle::{IdleState, Rest};
 use membership::Memberships;
-use outbox::{Frame, Local, Out};
+use outbox::{Frame, Local, Mirror, Out};
 use roles::{Feed, Publish, Record, Setting, Subscribe, start_sources};
 
 /// Frames taken from the link in one turn.
@@ -77,7 +78,10 @@ pub struct Node<L: Link> {
     name: String,
     link: L,
     own: SocketAddrV4,
+    /// The same over line B, if that is elsewhere.
+    own_b: Option<SocketAddrV4>,
     local: Local,
+    mirror: Mirror,
     bell: Arc<Doorbell>,
     clock: Clock,
     idle: IdleState,
@@ -110,12 +114,14 @@ impl<L: Link> Node<L> {
         let mut clock = Clock::start();
         let bell = Arc::new(Doorbell::new().context("cannot make an event descriptor")?);
         let own = link.local();
+        let own_b = link.local_b();
         let now = clock.now();
         let mut guards = Guards::open(config, now)?;
         let subscriptions = config.subscribe.len().max(1) as u32;
         let setting = Setting {
             name: &config.engine.name,
             local: own,
+            local_b: own_b,
             max_frame: link.max_payload(),
             may_hold: (may_hold / subscriptions).max(1),
             bell: Arc::clone(&bell),
@@ -135,11 +141,19 @@ impl<L: Link> Node<L> {
             let handler = take(&mut programs.handlers, one.stream);
             subscribe.push(Subscribe::open(one, &setting, handler, shared)?);
         }
-        let mut groups: Vec<SocketAddrV4> = record.iter().map(Record::group).collect();
+        let mut joined: Vec<SocketAddrV4> = config.archive.iter().flat_map(|c| c.lines.groups(c.stream)).collect();
+        joined.extend(config.subscribe.iter().flat_map(|c| c.lines.groups(c.stream)));
+        let mut groups = joined.clone();
+        groups.extend(record.iter().map(Record::group));
         groups.extend(subscribe.iter().map(Subscribe::group));
         // Servers listen as well, for another server on their stream.
-        let mut joined = groups.clone();
-        joined.extend(config.publish.iter().map(|p| p.stream));
+        joined.extend(
+            config
+                .publish
+                .iter()
+                .flat_map(|c| [Some(c.stream), c.lines.b])
+                .flatten(),
+        );
         joined.sort_unstable();
         joined.dedup();
         for group in &joined {
@@ -151,16 +165,19 @@ impl<L: Link> Node<L> {
             .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
             .collect::<Result<Vec<_>>>()?;
         start_sources(config, &mut publish, &setting, &mut guards)?;
-        let streams = record
-            .iter()
-            .map(Record::stream)
-            .chain(subscribe.iter().map(Subscribe::stream));
-        let memberships = Memberships::new(groups.iter().copied().zip(streams), setting.now.mono);
-        groups.retain(|g| publish.iter().any(|p| p.group() == *g));
+        let recorded = config.archive.iter().flat_map(|c| c.lines.groups(c.stream));
+        let subscribed = config.subscribe.iter().flat_map(|c| c.lines.groups(c.stream));
+        let memberships = Memberships::new(recorded.chain(subscribed), setting.now.mono);
+        groups.retain(|g| config.publish.iter().any(|c| c.stream == *g || c.lines.b == Some(*g)));
+        let answered = config.archive.iter().map(|c| (c.stream, c.lines.b));
+        let mirrored = config.publish.iter().map(|c| (c.stream, c.lines.b)).chain(answered);
+        let mirrored = mirrored.filter_map(|(a, b)| Some((a, b?))).collect();
         Ok(Node {
             name: config.engine.name.clone(),
             own,
+            own_b,
             local: Local::new(groups, link.max_payload()),
+            mirror: Mirror::new(mirrored, link.max_payload()),
             link,
             bell,
             clock,
@@ -277,17 +294,17 @@ impl<L: Link> Node<L> {
             .context("the link failed to receive")?;
         let mut inbox = std::mem::take(&mut self.inbox);
         let mut waiting = inbox.drain(..).peekable();
-        while let Some(Datagram { from, frame, .. }) = waiting.next() {
+        while let Some(Datagram { from, to, frame }) = waiting.next() {
             // While this one is dealt with, the next one comes from the core that received it.
             if let Some(next) = waiting.peek() {
                 prefetch::to_read(next.frame.as_ref());
             }
-            self.admit(now, from, frame);
+            self.admit(now, from, to, frame);
         }
         drop(waiting);
         self.inbox = inbox;
-        while let Some((_, frame)) = self.local.next() {
-            self.dispatch(now, self.own, Frame::Local(frame));
+        while let Some((to, frame)) = self.local.next() {
+            self.dispatch(now, self.own, to, Frame::Local(frame));
         }
         Ok(received)
     }
@@ -295,41 +312,46 @@ impl<L: Link> Node<L> {
     /// Checks a frame of the link before anything of it is used. Frames of this engine's own parts
     /// have never left its memory.
     #[inline]
-    fn admit(&mut self, now: Now, from: SocketAddrV4, frame: L::Frame) {
+    fn admit(&mut self, now: Now, from: SocketAddrV4, to: SocketAddrV4, frame: L::Frame) {
         let bytes = frame.as_ref();
         let verdict = match peek(bytes) {
             Some((stream, kind)) => self.guards.check(now, from, stream, kind, bytes),
             None => Verdict::Plain,
         };
         match verdict {
-            Verdict::Plain => self.dispatch(now, from, Frame::Link(frame)),
-            Verdict::Sealed => self.dispatch(now, from, Frame::Sealed(frame)),
+            Verdict::Plain => self.dispatch(now, from, to, Frame::Link(frame)),
+            Verdict::Sealed => self.dispatch(now, from, to, Frame::Sealed(frame)),
             Verdict::Refused => {}
         }
     }
 
     #[inline]
-    fn dispatch(&mut self, now: Now, from: SocketAddrV4, frame: Frame<L::Frame>) {
+    fn dispatch(&mut self, now: Now, from: SocketAddrV4, to: SocketAddrV4, frame: Frame<L::Frame>) {
         let bytes = frame.as_ref();
         let Some((stream, kind)) = peek(bytes) else {
             self.cycle.strangers += 1;
             return;
         };
         if kind == Kind::Heartbeat {
-            self.memberships.heard(stream, now.mono);
+            self.memberships.heard(to, now.mono);
+            if self.own_b.is_some() {
+                for endpoint in endpoints_over(bytes, Line::B) {
+                    self.link.is_over_b(endpoint);
+                }
+            }
         }
         let seal = self.guards.seal(stream);
-        let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
+        let mut out = Out::new(&mut self.link, &mut self.local, &mut self.mirror, self.own, seal, now);
         let mut known = false;
         for record in self.record.iter_mut().filter(|r| r.stream() == stream) {
             known = true;
-            record.on_frame(now, from, bytes, &mut out);
+            record.on_frame(now, from, to, bytes, &mut out);
         }
         match kind {
             Kind::Ack | Kind::Nak => {
                 for publish in self.publish.iter_mut().filter(|p| p.stream() == stream) {
                     known = true;
-                    publish.on_frame(now, from, bytes, &mut out);
+                    publish.on_frame(now, from, to, bytes, &mut out);
                 }
                 // Clients keep silent about what another one asks everyone for.
                 let clients = self
@@ -338,7 +360,7 @@ impl<L: Link> Node<L> {
                     .filter(|_| kind == Kind::Nak && from != self.own);
                 if let Some(subscribe) = clients.into_iter().find(|s| s.stream() == stream) {
                     known = true;
-                    subscribe.on_frame(now, from, frame);
+                    subscribe.on_frame(now, from, to, frame);
                 }
             }
             Kind::Data | Kind::Heartbeat | Kind::Repair | Kind::Unavailable | Kind::End => {
@@ -349,11 +371,11 @@ impl<L: Link> Node<L> {
                     .filter(|p| p.stream() == stream && from != self.own)
                 {
                     known = true;
-                    publish.on_frame(now, from, bytes, &mut out);
+                    publish.on_frame(now, from, to, bytes, &mut out);
                 }
                 if let Some(subscribe) = self.subscribe.iter_mut().find(|s| s.stream() == stream) {
                     known = true;
-                    subscribe.on_frame(now, from, frame);
+                    subscribe.on_frame(now, from, to, frame);
                 }
             }
         }
@@ -367,21 +389,22 @@ impl<L: Link> Node<L> {
         let mut due = Nanos::MAX;
         for publish in &mut self.publish {
             let seal = self.guards.seal(publish.stream());
-            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
+            let mut out = Out::new(&mut self.link, &mut self.local, &mut self.mirror, self.own, seal, now);
             let (messages, next) = publish.turn(now, &mut out);
             sent += messages;
             due = due.min(next);
         }
         for record in &mut self.record {
             let seal = self.guards.seal(record.stream());
-            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
+            let mut out = Out::new(&mut self.link, &mut self.local, &mut self.mirror, self.own, seal, now);
             due = due.min(record.turn(now, &mut out));
         }
         for subscribe in &mut self.subscribe {
             let seal = self.guards.seal(subscribe.stream());
-            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
+            let mut out = Out::new(&mut self.link, &mut self.local, &mut self.mirror, self.own, seal, now);
             due = due.min(subscribe.turn(now, &mut out));
         }
+        self.mirror.send(&mut self.link);
         self.due = due;
         sent
     }
@@ -449,7 +472,7 @@ impl<L: Link> Node<L> {
         let now = self.clock.now();
         for record in &mut self.record {
             let seal = self.guards.seal(record.stream());
-            let mut out = Out::new(&mut self.link, &mut self.local, self.own, seal, now);
+            let mut out = Out::new(&mut self.link, &mut self.local, &mut self.mirror, self.own, seal, now);
             let said = record.say_goodbye(now, &mut out);
             result = result.and(said);
         }

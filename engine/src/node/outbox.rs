@@ -106,12 +106,78 @@ impl Local {
     }
 }
 
+/// Frames whose copies wait for line B, at most.
+const MIRRORED: usize = 64;
+
+/// Copies for line B of what parts send to groups with two lines. They go out in runs, behind those
+/// of line A: a kernel socket sends a run to one address at once.
+pub(super) struct Mirror {
+    /// Groups of line A, and those of line B that get the same.
+    groups: Vec<(SocketAddrV4, SocketAddrV4)>,
+    bytes: Box<[u8]>,
+    max: usize,
+    waiting: Vec<(SocketAddrV4, usize)>,
+    sent: usize,
+}
+
+impl Mirror {
+    /// For these groups, with frames of `max` bytes. Takes no memory when there are none.
+    pub(super) fn new(groups: Vec<(SocketAddrV4, SocketAddrV4)>, max: usize) -> Mirror {
+        let count = if groups.is_empty() { 0 } else { MIRRORED };
+        Mirror {
+            groups,
+            bytes: vec![0; count * max].into(),
+            max,
+            waiting: Vec::with_capacity(count),
+            sent: 0,
+        }
+    }
+
+    #[inline]
+    fn of(&self, group: SocketAddrV4) -> Option<SocketAddrV4> {
+        self.groups.iter().find(|(a, _)| *a == group).map(|(_, b)| *b)
+    }
+
+    /// Each copy has a seal of its own: the same twice would be a replay.
+    fn push(&mut self, to: SocketAddrV4, frame: &[u8], seal: Option<&mut Seal>, wall: Nanos) {
+        let start = self.waiting.len() * self.max;
+        let copy = &mut self.bytes[start..start + self.max];
+        copy[..frame.len()].copy_from_slice(frame);
+        let len = match seal {
+            Some(seal) => seal.seal(wall, copy, frame.len()),
+            None => frame.len(),
+        };
+        self.waiting.push((to, len));
+    }
+
+    /// Sends what waits, as far as the link takes it. Says whether there is room again.
+    #[inline]
+    pub(super) fn send(&mut self, link: &mut impl Link) -> bool {
+        while let Some(&(to, len)) = self.waiting.get(self.sent) {
+            let frame = &self.bytes[self.sent * self.max..][..len];
+            let sent = link.send(to, |buf| {
+                buf[..len].copy_from_slice(frame);
+                len
+            });
+            if !sent {
+                return self.waiting.len() < MIRRORED;
+            }
+            self.sent += 1;
+        }
+        self.waiting.clear();
+        self.sent = 0;
+        true
+    }
+}
+
 /// The outbox of one turn.
 pub(super) struct Out<'a, L> {
     /// The link.
     link: &'a mut L,
     /// The way to the engine's own parts.
     local: &'a mut Local,
+    /// The way to line B.
+    mirror: &'a mut Mirror,
     /// The link's own address.
     own: SocketAddrV4,
     /// What seals the frames that leave the engine; those between its parts need no seal.
@@ -126,6 +192,7 @@ impl<'a, L> Out<'a, L> {
     pub(super) fn new(
         link: &'a mut L,
         local: &'a mut Local,
+        mirror: &'a mut Mirror,
         own: SocketAddrV4,
         seal: Option<&'a mut Seal>,
         now: Now,
@@ -133,6 +200,7 @@ impl<'a, L> Out<'a, L> {
         Out {
             link,
             local,
+            mirror,
             own,
             seal,
             wall: now.wall,
@@ -153,15 +221,24 @@ impl<L: Link> Outbox for Out<'_, L> {
             return true;
         }
         let mine = self.local.groups.contains(&to);
-        let (local, seal) = (&mut *self.local, &mut self.seal);
-        if !mine && seal.is_none() {
+        let also = self.mirror.of(to);
+        let (local, mirror, seal) = (&mut *self.local, &mut *self.mirror, &mut self.seal);
+        if !mine && also.is_none() && seal.is_none() {
             return self.link.send(to, build);
+        }
+        if also.is_some() && mirror.waiting.len() == MIRRORED && !mirror.send(self.link) {
+            return false;
         }
         let wall = self.wall;
         self.link.send(to, |buf| {
             let len = build(buf);
             if len > 0 && mine {
                 local.copy(to, &buf[..len]);
+            }
+            if len > 0
+                && let Some(b) = also
+            {
+                mirror.push(b, &buf[..len], seal.as_deref_mut(), wall);
             }
             match seal {
                 Some(seal) if len > 0 => seal.seal(wall, buf, len),

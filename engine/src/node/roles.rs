@@ -13,6 +13,7 @@ use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::gaps::GapConfig;
 use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_proto::lines::{Line, LineChange, Lines};
 use seqcast_proto::responder::{Cast, RepairConfig};
 use seqcast_proto::seal::TRAILER;
 use seqcast_proto::seq::{Seq, Session, Stream};
@@ -31,7 +32,7 @@ use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
 use crate::feed::subject::Router;
 use crate::link::Link;
-use crate::report::{ArchiveReport, Latency, PublicationReport, SubscriptionReport};
+use crate::report::{ArchiveReport, Latency, LineReport, PublicationReport, SubscriptionReport};
 use crate::stream_id;
 
 /// DATA frames that one server sends in a turn.
@@ -45,6 +46,8 @@ pub(super) struct Setting<'a> {
     pub(super) name: &'a str,
     /// The link's own address.
     pub(super) local: SocketAddrV4,
+    /// The same over line B, if that is elsewhere.
+    pub(super) local_b: Option<SocketAddrV4>,
     /// The link's largest frame.
     pub(super) max_frame: usize,
     /// Received frames that the link can spare.
@@ -143,6 +146,8 @@ impl MessageSource for Feed {
 /// A stream that is published.
 pub(super) struct Publish {
     group: SocketAddrV4,
+    /// What is sent here came over line B.
+    local_b: Option<SocketAddrV4>,
     stream: Stream,
     name: String,
     server: Server,
@@ -223,6 +228,7 @@ impl Publish {
             },
             unacknowledged_max: config.unacknowledged_max,
             repair: repair(config.stream, &config.repair),
+            local_b: with.local_b.filter(|_| config.lines.b.is_some()),
             ..ServerConfig::new(stream, config.stream, with.local, with.origin)
         };
         let server = Server::open(server_config, session, &inherited, with.now.mono, &mut store)
@@ -236,6 +242,7 @@ impl Publish {
         }
         Ok(Publish {
             group: config.stream,
+            local_b: with.local_b,
             stream,
             name: with.name.into(),
             server,
@@ -270,8 +277,16 @@ impl Publish {
         self.group
     }
 
-    pub(super) fn on_frame<L: Link>(&mut self, now: Now, from: SocketAddrV4, bytes: &[u8], out: &mut Out<'_, L>) {
-        self.server.on_frame(now, from, bytes, &mut self.store, out);
+    pub(super) fn on_frame<L: Link>(
+        &mut self,
+        now: Now,
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        bytes: &[u8],
+        out: &mut Out<'_, L>,
+    ) {
+        let line = if self.local_b == Some(to) { Line::B } else { Line::A };
+        self.server.on_line_frame(now, line, from, bytes, &mut self.store, out);
     }
 
     /// Whether messages wait that could be sent.
@@ -500,6 +515,7 @@ pub(super) fn start_sources(
 /// A stream that is received.
 pub(super) struct Subscribe<F> {
     group: SocketAddrV4,
+    lines: config::Lines,
     stream: Stream,
     client: Client<Frame<F>>,
     app: Outlet,
@@ -590,9 +606,23 @@ impl Application for Outlet {
             ),
             Event::Silent => "the server is silent".into(),
             Event::Heard => "the server is heard again".into(),
+            Event::Line(change) => say(change),
         };
         eprintln!("{}: {}: {text}", self.name, self.group);
     }
+}
+
+fn say(change: LineChange) -> String {
+    match change {
+        LineChange::Silent(line) => format!("line {line} is SILENT; the stream goes on over line {}", line.other()),
+        LineChange::Heard(line) => format!("line {line} is heard again"),
+    }
+}
+
+/// What an engine says of two lines, if a part listens to both.
+fn report_lines(lines: Option<&Lines>, groups: [SocketAddrV4; 2]) -> Vec<LineReport> {
+    let report = |lines: &Lines| Line::BOTH.map(|line| LineReport::of(line, groups[line as usize], &lines.stats(line)));
+    lines.map(report).into_iter().flatten().collect()
 }
 
 impl<F: AsRef<[u8]>> Subscribe<F> {
@@ -647,10 +677,13 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
                 config::Delivery::InOrder => Order::Sequence,
                 config::Delivery::OnArrival => Order::Arrival,
             },
-            seek_group: Some(config.stream),
+            seek_group: Some(config.lines.first(config.stream)),
+            lines: config.lines.both(),
+            line: config.lines.only(),
+            ask_group_b: config.lines.b.filter(|_| config.query == Query::Multicast),
             window: config.window,
             hold_frames: with.may_hold,
-            ask_group: (config.query == Query::Multicast).then_some(config.stream),
+            ask_group: (config.query == Query::Multicast).then_some(config.lines.first(config.stream)),
             gaps: GapConfig {
                 reorder: config.reorder_us * MICROS,
                 backoff: config.backoff_us * MICROS,
@@ -662,6 +695,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
         };
         Ok(Subscribe {
             group: config.stream,
+            lines: config.lines,
             stream,
             client: Client::new(client, with.now.mono),
             app: Outlet {
@@ -687,9 +721,14 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
         self.group
     }
 
-    pub(super) fn on_frame(&mut self, now: Now, from: SocketAddrV4, frame: Frame<F>) {
+    pub(super) fn on_frame(&mut self, now: Now, from: SocketAddrV4, to: SocketAddrV4, frame: Frame<F>) {
         self.app.now = now;
-        self.client.on_frame(now, from, frame, &mut self.app);
+        // What this engine's own server sends takes no line.
+        let line = self.lines.of(to).filter(|_| matches!(frame, Frame::Link(_)));
+        match line {
+            Some(line) => self.client.on_line_frame(now, line, from, frame, &mut self.app),
+            None => self.client.on_frame(now, from, frame, &mut self.app),
+        }
     }
 
     /// One turn: when the next one is due.
@@ -742,6 +781,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             sessions_ended: self.app.sessions_ended,
             latency_live_ns: Latency::of(&self.app.live),
             latency_repaired_ns: Latency::of(&self.app.repaired),
+            lines: report_lines(self.client.lines(), self.lines.both_groups(self.group)),
         }
     }
 
@@ -759,6 +799,8 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
 /// A stream that is recorded.
 pub(super) struct Record {
     group: SocketAddrV4,
+    lines: config::Lines,
+    own: SocketAddrV4,
     stream: Stream,
     name: String,
     archiver: Archiver,
@@ -797,11 +839,16 @@ impl Record {
             .keeping(limits);
         let archiver = ArchiverConfig {
             synced: config.ack == Ack::Synced,
-            repair: repair(config.stream, &config.repair),
+            repair: repair(config.lines.first(config.stream), &config.repair),
+            local_b: with.local_b,
+            lines: config.lines.both(),
+            line: config.lines.only(),
             ..ArchiverConfig::new(stream, config.stream, with.local, store.identity())
         };
         Ok(Record {
             group: config.stream,
+            lines: config.lines,
+            own: with.local,
             stream,
             name: with.name.into(),
             archiver: Archiver::new(archiver, with.now.mono, &mut store),
@@ -821,8 +868,21 @@ impl Record {
         self.group
     }
 
-    pub(super) fn on_frame<L: Link>(&mut self, now: Now, from: SocketAddrV4, bytes: &[u8], out: &mut Out<'_, L>) {
-        self.archiver.on_frame(now, from, bytes, &mut self.store, out);
+    pub(super) fn on_frame<L: Link>(
+        &mut self,
+        now: Now,
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        bytes: &[u8],
+        out: &mut Out<'_, L>,
+    ) {
+        // What this engine's own server sends takes no line.
+        match self.lines.of(to).filter(|_| from != self.own) {
+            Some(line) => self
+                .archiver
+                .on_line_frame(now, line, from, bytes, &mut self.store, out),
+            None => self.archiver.on_frame(now, from, bytes, &mut self.store, out),
+        }
     }
 
     /// One turn: when the next one is due.
@@ -830,6 +890,9 @@ impl Record {
         if now.mono >= self.tidy_at {
             self.tidy_at = now.mono + TIDY_EVERY;
             self.store.tidy(now.wall);
+        }
+        if let Some(change) = self.archiver.line_change() {
+            eprintln!("{}: {}: {}", self.name, self.group, say(change));
         }
         let due = self.archiver.poll(now, REPAIR_BUDGET, &mut self.store, out);
         due.min(self.tidy_at)
@@ -887,6 +950,7 @@ impl Record {
             unasked: stats.unasked,
             foreign: stats.foreign,
             repairs: stats.repairs.repaired,
+            lines: report_lines(self.archiver.lines(), self.lines.both_groups(self.group)),
         }
     }
 

@@ -101,6 +101,9 @@ struct RunArgs {
     /// How engines move frames.
     #[arg(long, value_enum, default_value_t = LinkChoice::Auto)]
     link: LinkChoice,
+    /// Send the stream over two lines, each of which loses on its own.
+    #[arg(long)]
+    two_lines: bool,
     /// No namespaces: all engines on 127.0.0.1. This is what is done without root.
     #[arg(long)]
     loopback: bool,
@@ -132,6 +135,9 @@ struct UpArgs {
     /// Leave checksums and segmentation to the interfaces: right for kernel UDP, wrong for AF_XDP.
     #[arg(long)]
     offloads: bool,
+    /// Join the hosts by a second switch as well, each with a second interface.
+    #[arg(long)]
+    two_lines: bool,
 }
 
 #[derive(clap::Args)]
@@ -248,6 +254,7 @@ fn run_job(args: &RunArgs) -> Result<ExitCode> {
         clients: args.clients,
         place,
         link,
+        two_lines: args.two_lines,
         mtu: args.mtu,
         limit: args.limit.map(Duration::from_secs),
         directory: directory.path().to_owned(),
@@ -319,6 +326,7 @@ fn up(args: &UpArgs) -> Result<ExitCode> {
         hosts: fixed.into_iter().chain(clients).collect(),
         mtu: args.mtu,
         offloads: args.offloads,
+        second_line: args.two_lines,
     })?;
     let mut out = io::stdout();
     for host in lab.hosts() {

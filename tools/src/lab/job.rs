@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use seqcast_engine::feed::binaryfile::Writer;
 use seqcast_engine::report::Report;
+use seqcast_proto::lines::Line;
 use serde::Serialize;
 
 use super::command::poll;
@@ -68,6 +69,24 @@ struct EngineConfig<'a> {
     idle: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<Fault>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line_b: Option<SecondLine<'a>>,
+}
+
+/// The interface of line B.
+#[derive(Serialize)]
+struct SecondLine<'a> {
+    interface: &'a str,
+    mtu: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<Fault>,
+}
+
+/// The group of line B.
+#[derive(Clone, Copy, Serialize)]
+struct Lines {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    b: Option<SocketAddrV4>,
 }
 
 /// Losses on purpose, on the receiving side.
@@ -82,6 +101,7 @@ struct Fault {
 #[derive(Serialize)]
 struct Publish<'a> {
     stream: SocketAddrV4,
+    lines: Lines,
     source: Messages<'a>,
     state: &'a Path,
     archives: u32,
@@ -90,6 +110,7 @@ struct Publish<'a> {
 #[derive(Serialize)]
 struct Subscribe<'a> {
     stream: SocketAddrV4,
+    lines: Lines,
     from: &'static str,
     sink: Messages<'a>,
     exit_at_end: bool,
@@ -98,6 +119,7 @@ struct Subscribe<'a> {
 #[derive(Serialize)]
 struct Archive<'a> {
     stream: SocketAddrV4,
+    lines: Lines,
     dir: &'a Path,
 }
 
@@ -158,6 +180,8 @@ pub struct Job {
     pub place: Place,
     /// How engines move frames.
     pub link: Link,
+    /// Send the stream over two lines; each loses on its own.
+    pub two_lines: bool,
     /// MTU in bytes.
     pub mtu: u16,
     /// How long the run may take once all are ready; if not given, twice what the rate asks for
@@ -199,6 +223,7 @@ impl Job {
             hosts: names,
             mtu: self.mtu,
             offloads: self.link == Link::Udp,
+            second_line: self.two_lines,
         })?;
         for host in lab.hosts() {
             let place = host.namespace().unwrap_or("this machine");
@@ -216,6 +241,9 @@ impl Job {
             let ready = ready_line(engine.name());
             progress(&engine.wait_line(&ready, STEP_LIMIT)?);
             lab.wait_member(*stream.ip(), engine.name())?;
+            if let Some(b) = self.lines(stream).b {
+                lab.wait_member_on(Line::B, *b.ip(), engine.name())?;
+            }
         }
 
         progress(&format!("publishing on {stream}"));
@@ -300,6 +328,14 @@ impl Job {
         }
     }
 
+    /// Line B's group: the next one.
+    fn lines(&self, stream: SocketAddrV4) -> Lines {
+        let next = Ipv4Addr::from_bits(stream.ip().to_bits() ^ 1 << 16);
+        Lines {
+            b: self.two_lines.then_some(SocketAddrV4::new(next, stream.port())),
+        }
+    }
+
     /// Where the file of one host with this extension is.
     fn path(&self, name: &str, extension: &str) -> PathBuf {
         self.directory.join(format!("{name}.{extension}"))
@@ -308,6 +344,7 @@ impl Job {
     fn start_server(&self, host: &Host, stream: SocketAddrV4, input: &Path) -> Result<Process> {
         let role = Role::Publish([Publish {
             stream,
+            lines: self.lines(stream),
             source: Messages::binaryfile(input, self.rate),
             state: &self.path("server", "d"),
             archives: 1,
@@ -317,13 +354,14 @@ impl Job {
 
     fn start_archive(&self, host: &Host, stream: SocketAddrV4) -> Result<Process> {
         let dir = &self.path("archive", "d");
+        let lines = self.lines(stream);
         let fault = (self.drop > 0.0).then_some(Fault {
             drop: self.drop,
             burst_at: 0,
             burst_len: 0,
             seed: 1,
         });
-        self.start(host, Role::Archive([Archive { stream, dir }]), fault)
+        self.start(host, Role::Archive([Archive { stream, lines, dir }]), fault)
     }
 
     /// Client `index` loses its burst of datagrams early in the run. The bursts of neighbours
@@ -338,6 +376,7 @@ impl Job {
         let sink = self.path(host.name(), "out");
         let role = Role::Subscribe([Subscribe {
             stream,
+            lines: self.lines(stream),
             from: "session",
             sink: Messages::binaryfile(&sink, None),
             exit_at_end: true,
@@ -355,6 +394,16 @@ impl Job {
                 report: &self.path(host.name(), "json"),
                 idle: "block",
                 fault,
+                line_b: host.second_interface().map(|interface| SecondLine {
+                    interface,
+                    mtu: self.mtu,
+                    // Other losses than on line A, with as many.
+                    fault: fault.map(|f| Fault {
+                        burst_at: f.burst_at + 2 * f.burst_len,
+                        seed: f.seed + 1000,
+                        ..f
+                    }),
+                }),
             },
             role,
         };
@@ -455,6 +504,7 @@ mod tests {
             clients: 1,
             place: Place::Veth,
             link: Link::Xdp,
+            two_lines: false,
             mtu: 1500,
             limit: None,
             directory: PathBuf::from("/run"),

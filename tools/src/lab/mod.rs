@@ -28,6 +28,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
+use seqcast_proto::lines::Line;
+
 pub use interrupt::{handle_signals, wait_for_signal};
 pub use process::Process;
 pub use scratch::Scratch;
@@ -111,6 +113,9 @@ pub struct Spec {
     /// Leave checksums and segmentation to the interface. An AF_XDP receiver sees frames as the
     /// sender's kernel handed them over, so with offloads it would see unfinished checksums.
     pub offloads: bool,
+    /// Join the hosts by a second switch as well, for line B of streams; on loopback both lines
+    /// share the interface.
+    pub second_line: bool,
 }
 
 /// One machine of a lab.
@@ -118,14 +123,15 @@ pub struct Host {
     name: String,
     address: Ipv4Addr,
     interface: &'static str,
+    second: Option<&'static str>,
     namespace: Option<netns::Namespace>,
 }
 
 /// A running lab. Dropping it removes everything.
 pub struct Lab {
     hosts: Vec<Host>,
-    /// `None` on loopback. After the hosts, so that it is dropped last.
-    switch: Option<veth::Switch>,
+    /// One for each line; none on loopback. After the hosts, so that they are dropped last.
+    switches: Vec<veth::Switch>,
 }
 
 impl Lab {
@@ -171,11 +177,8 @@ impl Lab {
         match spec.place {
             Place::Veth => {
                 netns::sweep()?;
-                let (switch, hosts) = veth::build(spec)?;
-                Ok(Lab {
-                    hosts,
-                    switch: Some(switch),
-                })
+                let (switches, hosts) = veth::build(spec)?;
+                Ok(Lab { hosts, switches })
             }
             Place::Loopback => Ok(Lab {
                 hosts: spec
@@ -185,10 +188,11 @@ impl Lab {
                         name: name.clone(),
                         address: Ipv4Addr::LOCALHOST,
                         interface: "lo",
+                        second: None,
                         namespace: None,
                     })
                     .collect(),
-                switch: None,
+                switches: Vec::new(),
             }),
         }
     }
@@ -214,8 +218,16 @@ impl Lab {
     /// # Errors
     /// When the time is over, a command fails, or the lab has no such host.
     pub fn wait_member(&self, group: Ipv4Addr, host: &str) -> Result<(), Error> {
+        self.wait_member_on(Line::A, group, host)
+    }
+
+    /// As [`Lab::wait_member`], on the switch of one line.
+    ///
+    /// # Errors
+    /// As for [`Lab::wait_member`].
+    pub fn wait_member_on(&self, line: Line, group: Ipv4Addr, host: &str) -> Result<(), Error> {
         self.host(host)?;
-        match &self.switch {
+        match self.switches.get(line as usize) {
             Some(switch) => switch.wait_member(group, host),
             None => Ok(()),
         }
@@ -226,7 +238,7 @@ impl Lab {
     /// # Errors
     /// On loopback, or when the command fails or the lab has no such host.
     pub fn link_down(&self, host: &str) -> Result<(), Error> {
-        self.set_link(host, "down")
+        self.set_link(Line::A, host, false)
     }
 
     /// Joins a host again; its groups come back when it has answered the switch's query.
@@ -234,7 +246,7 @@ impl Lab {
     /// # Errors
     /// As [`Lab::link_down`].
     pub fn link_up(&self, host: &str) -> Result<(), Error> {
-        self.set_link(host, "up")
+        self.set_link(Line::A, host, true)
     }
 
     /// Gives a host's interface another MTU, in bytes; the switch keeps its own.
@@ -244,16 +256,20 @@ impl Lab {
     pub fn set_mtu(&self, host: &str, mtu: u16) -> Result<(), Error> {
         match &self.host(host)?.namespace {
             Some(namespace) => namespace
-                .ip(&["link", "set", "dev", veth::INTERFACE, "mtu", &mtu.to_string()])
+                .ip(&["link", "set", "dev", veth::INTERFACES[0], "mtu", &mtu.to_string()])
                 .map(drop),
             None => Err(Error::Spec("loopback labs have no interfaces of their own".to_owned())),
         }
     }
 
-    fn set_link(&self, host: &str, state: &str) -> Result<(), Error> {
+    /// Cuts a host off from the switch of one line, or joins it again.
+    ///
+    /// # Errors
+    /// As [`Lab::link_down`].
+    pub fn set_link(&self, line: Line, host: &str, up: bool) -> Result<(), Error> {
         self.host(host)?;
-        match &self.switch {
-            Some(switch) => switch.set_port(host, state),
+        match self.switches.get(line as usize) {
+            Some(switch) => switch.set_port(host, if up { "up" } else { "down" }),
             None => Err(Error::Spec("loopback labs have no links to cut".to_owned())),
         }
     }
@@ -276,6 +292,12 @@ impl Host {
     #[must_use]
     pub fn interface(&self) -> &str {
         self.interface
+    }
+
+    /// The interface that leads to them over line B, if the lab has a second switch.
+    #[must_use]
+    pub fn second_interface(&self) -> Option<&str> {
+        self.second
     }
 
     /// The network namespace's name, for `ip netns exec`; `None` on loopback.

@@ -122,6 +122,7 @@ impl Soak {
             hosts: fixed.iter().chain(&names).cloned().collect(),
             mtu: 1500,
             offloads: self.link == Link::Udp,
+            second_line: false,
         })?;
         let setting = Setting {
             engine: self.engine.clone(),

@@ -9,7 +9,8 @@ use super::netns::{Namespace, Owner};
 use super::{Error, Host, Spec, Why};
 
 const BRIDGE: &str = "br0";
-pub(super) const INTERFACE: &str = "eth1";
+/// A host's interface on each line.
+pub(super) const INTERFACES: [&str; 2] = ["eth1", "eth2"];
 const PREFIX_LENGTH: u8 = 24;
 /// How long hosts may take to answer a query, in 1/100 s (the unit of `ip link`). Below 10 the
 /// query would be one of IGMPv1.
@@ -19,8 +20,12 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Counts this process's labs, so that several can run at once.
 static LABS: AtomicU32 = AtomicU32::new(0);
 
-/// The namespace with the bridge.
+/// The namespace with the bridge of one line.
 pub(super) struct Switch(Namespace);
+
+fn address(line: usize, octet: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 81 + line as u8, 0, octet)
+}
 
 pub(super) fn available() -> Result<(), Why> {
     use std::os::unix::fs::MetadataExt;
@@ -49,48 +54,75 @@ fn next_prefix() -> Result<String, Error> {
     Ok(Owner::current()?.prefix(LABS.fetch_add(1, Ordering::Relaxed)))
 }
 
-pub(super) fn build(spec: &Spec) -> Result<(Switch, Vec<Host>), Error> {
+pub(super) fn build(spec: &Spec) -> Result<(Vec<Switch>, Vec<Host>), Error> {
     let prefix = next_prefix()?;
-    let mtu = spec.mtu.to_string();
-    let switch = Switch(Namespace::new(format!("{prefix}-{BRIDGE}"))?);
-    let bridge = &switch.0;
-    // The bridge hands nothing to members until its own first query must have been answered, by
-    // default 10 s after the querier starts. So the interval is set before the querier is.
-    let response = QUERY_RESPONSE.to_string();
-    let options = ["mcast_snooping", "1", "mcast_query_response_interval", &response];
-    bridge.ip(&[&["link", "add", BRIDGE, "type", "bridge"], &options[..]].concat())?;
-    bridge.ip(&["link", "set", "dev", BRIDGE, "type", "bridge", "mcast_querier", "1"])?;
-    bridge.ip(&["link", "set", "dev", BRIDGE, "mtu", &mtu, "up"])?;
+    let lines = 1 + usize::from(spec.second_line);
+    let switches: Vec<Switch> = (0..lines)
+        .map(|line| Switch::new(spec, format!("{prefix}-br{line}")))
+        .collect::<Result<_, _>>()?;
     let forwards_from = Instant::now() + Duration::from_millis(10 * QUERY_RESPONSE);
 
     let mut hosts = Vec::with_capacity(spec.hosts.len());
     for (name, octet) in spec.hosts.iter().zip(1..) {
-        let host = switch.attach(spec, &prefix, name, Ipv4Addr::new(10, 81, 0, octet), &mtu)?;
-        hosts.push(host);
+        let namespace = Namespace::new(format!("{prefix}-{name}"))?;
+        for (line, switch) in switches.iter().enumerate() {
+            switch.attach(spec, &namespace, name, INTERFACES[line], address(line, octet))?;
+        }
+        namespace.ip(&["route", "add", "224.0.0.0/4", "dev", INTERFACES[0]])?;
+        hosts.push(Host {
+            name: name.to_owned(),
+            address: address(0, octet),
+            interface: INTERFACES[0],
+            second: spec.second_line.then_some(INTERFACES[1]),
+            namespace: Some(namespace),
+        });
     }
-    poll(
-        || "the bridge's ports to forward".to_owned(),
-        LIMIT,
-        || {
-            let ports = run_json(&["bridge", "-n", bridge.name(), "-j", "link", "show"])?;
-            let ready = ports.iter().filter(|port| {
-                let flags = port["flags"].as_array();
-                let carrier = flags.is_some_and(|f| f.iter().any(|flag| flag == "LOWER_UP"));
-                carrier && port["state"] == "forwarding"
-            });
-            Ok((ready.count() == hosts.len() && Instant::now() >= forwards_from).then_some(()))
-        },
-    )?;
-    Ok((switch, hosts))
+    for switch in &switches {
+        poll(
+            || "the bridge's ports to forward".to_owned(),
+            LIMIT,
+            || {
+                let ports = run_json(&["bridge", "-n", switch.0.name(), "-j", "link", "show"])?;
+                let ready = ports.iter().filter(|port| {
+                    let flags = port["flags"].as_array();
+                    let carrier = flags.is_some_and(|f| f.iter().any(|flag| flag == "LOWER_UP"));
+                    carrier && port["state"] == "forwarding"
+                });
+                Ok((ready.count() == hosts.len() && Instant::now() >= forwards_from).then_some(()))
+            },
+        )?;
+    }
+    Ok((switches, hosts))
 }
 
 impl Switch {
-    fn attach(&self, spec: &Spec, prefix: &str, name: &str, address: Ipv4Addr, mtu: &str) -> Result<Host, Error> {
-        let namespace = Namespace::new(format!("{prefix}-{name}"))?;
+    fn new(spec: &Spec, name: String) -> Result<Switch, Error> {
+        let switch = Switch(Namespace::new(name)?);
+        let bridge = &switch.0;
+        // The bridge hands nothing to members until its own first query must have been answered, by
+        // default 10 s after the querier starts. So the interval is set before the querier is.
+        let response = QUERY_RESPONSE.to_string();
+        let options = ["mcast_snooping", "1", "mcast_query_response_interval", &response];
+        bridge.ip(&[&["link", "add", BRIDGE, "type", "bridge"], &options[..]].concat())?;
+        bridge.ip(&["link", "set", "dev", BRIDGE, "type", "bridge", "mcast_querier", "1"])?;
+        bridge.ip(&["link", "set", "dev", BRIDGE, "mtu", &spec.mtu.to_string(), "up"])?;
+        Ok(switch)
+    }
+
+    /// Joins a host to the bridge by its `interface`.
+    fn attach(
+        &self,
+        spec: &Spec,
+        namespace: &Namespace,
+        name: &str,
+        interface: &str,
+        address: Ipv4Addr,
+    ) -> Result<(), Error> {
+        let mtu = spec.mtu.to_string();
         // One queue a side: an AF_XDP socket sees the frames of one queue only.
-        let queues = ["mtu", mtu, "numrxqueues", "1", "numtxqueues", "1"];
+        let queues = ["mtu", &mtu, "numrxqueues", "1", "numtxqueues", "1"];
         let near = [&["link", "add", "name", name], &queues[..]].concat();
-        let far = [&["type", "veth", "peer", "name", INTERFACE], &queues[..]].concat();
+        let far = [&["type", "veth", "peer", "name", interface], &queues[..]].concat();
         let far = [&far[..], &["netns", namespace.name()]].concat();
         self.0.ip(&[near, far].concat())?;
         self.0.ip(&["link", "set", "dev", name, "master", BRIDGE])?;
@@ -100,18 +132,12 @@ impl Switch {
         self.0.ip(&["link", "set", "dev", name, "up"])?;
 
         if !spec.offloads {
-            namespace.exec(&["ethtool", "-K", INTERFACE, "tx", "off"])?;
+            namespace.exec(&["ethtool", "-K", interface, "tx", "off"])?;
         }
         let with_prefix = format!("{address}/{PREFIX_LENGTH}");
-        namespace.ip(&["address", "add", &with_prefix, "dev", INTERFACE])?;
-        namespace.ip(&["link", "set", "dev", INTERFACE, "up"])?;
-        namespace.ip(&["route", "add", "224.0.0.0/4", "dev", INTERFACE])?;
-        Ok(Host {
-            name: name.to_owned(),
-            address,
-            interface: INTERFACE,
-            namespace: Some(namespace),
-        })
+        namespace.ip(&["address", "add", &with_prefix, "dev", interface])?;
+        namespace.ip(&["link", "set", "dev", interface, "up"])?;
+        Ok(())
     }
 
     pub(super) fn wait_member(&self, group: Ipv4Addr, port: &str) -> Result<(), Error> {

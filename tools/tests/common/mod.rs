@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use seqcast_proto::lines::Line;
 use seqcast_tools::itch;
 use seqcast_tools::lab::{self, Lab, Place, Process, Spec};
 use serde_json::Value;
@@ -39,6 +40,8 @@ pub struct World {
     pub lab: Lab,
     pub dir: TempDir,
     pub stream: String,
+    /// Line B's group.
+    pub stream_b: String,
     pub link: &'static str,
     pub input: PathBuf,
 }
@@ -56,6 +59,10 @@ impl World {
     }
 
     pub fn at(place: Place, hosts: &[&str], messages: u64) -> World {
+        World::on(place, false, hosts, messages)
+    }
+
+    pub fn on(place: Place, second_line: bool, hosts: &[&str], messages: u64) -> World {
         let dir = TempDir::new().unwrap();
         let input = dir.path().join("input.bin");
         let spec = itch::Spec {
@@ -74,6 +81,7 @@ impl World {
             hosts: hosts.iter().map(|h| (*h).to_owned()).collect(),
             mtu: 1500,
             offloads: place == Place::Loopback,
+            second_line,
         })
         .unwrap();
         // Runs on loopback share one network: each takes a group of its own.
@@ -85,12 +93,14 @@ impl World {
             .as_encoded_bytes()
             .iter()
             .fold(0u16, |h, b| h.wrapping_mul(31) ^ u16::from(*b));
-        let stream = format!("239.82.{c}.{d}:{}", 20_000 + salt % 20_000);
+        let port = 20_000 + salt % 20_000;
+        let (stream, stream_b) = (format!("239.82.{c}.{d}:{port}"), format!("239.83.{c}.{d}:{port}"));
         let link = if place == Place::Veth { "xdp" } else { "udp" };
         World {
             lab,
             dir,
             stream,
+            stream_b,
             link,
             input,
         }
@@ -105,16 +115,32 @@ impl World {
     }
 
     pub fn start_as(&self, host: &str, name: &str, fault: bool, roles: &str) -> Process {
-        let place = self.lab.host(host).unwrap();
         let fault = if fault {
             let seed = name.bytes().map(u64::from).sum::<u64>();
             format!("fault = {{ drop = 0.02, burst_at = 700, burst_len = 150, seed = {seed} }}")
         } else {
             String::new()
         };
+        let interface = self.lab.host(host).unwrap().interface();
+        let process = self.start_on(host, interface, name, &fault, roles);
+        if roles.contains("[[subscribe]]") || roles.contains("[[archive]]") {
+            self.wait_member(Line::A, host);
+        }
+        process
+    }
+
+    /// Waits until what is sent over a line reaches a host.
+    pub fn wait_member(&self, line: Line, host: &str) {
+        let group = [&self.stream, &self.stream_b][line as usize];
+        let group: std::net::SocketAddrV4 = group.parse().unwrap();
+        self.lab.wait_member_on(line, *group.ip(), host).unwrap();
+    }
+
+    /// Starts an engine on an interface of a host, with more keys of `[engine]`.
+    pub fn start_on(&self, host: &str, interface: &str, name: &str, more: &str, roles: &str) -> Process {
+        let place = self.lab.host(host).unwrap();
         let config = format!(
-            "[engine]\nname = \"{name}\"\ninterface = \"{}\"\nlink = \"{}\"\nidle = \"block\"\nreport = \"{}\"\n{fault}\n{roles}",
-            place.interface(),
+            "[engine]\nname = \"{name}\"\ninterface = \"{interface}\"\nlink = \"{}\"\nidle = \"block\"\nreport = \"{}\"\n{more}\n{roles}",
             self.link,
             self.path(&format!("{name}.json")).display(),
         );
@@ -124,10 +150,6 @@ impl World {
         command.args(["run", "--config"]).arg(&path);
         let mut process = Process::spawn(name, command, &self.path(&format!("{name}.log"))).unwrap();
         process.wait_line(&format!("ready {name} "), START).unwrap();
-        if roles.contains("[[subscribe]]") || roles.contains("[[archive]]") {
-            let group: std::net::SocketAddrV4 = self.stream.parse().unwrap();
-            self.lab.wait_member(*group.ip(), host).unwrap();
-        }
         process
     }
 

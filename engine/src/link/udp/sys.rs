@@ -132,7 +132,7 @@ pub(super) fn index_and_mtu(fd: BorrowedFd<'_>, name: &str) -> io::Result<(u32, 
 }
 
 /// Waits until one of `fds` is ready or the time is over; a signal ends it early.
-pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
+pub(in crate::link) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
     let time = libc::timespec {
         tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos().into(),

@@ -359,6 +359,15 @@ impl Link for XdpLink {
         Ok(())
     }
 
+    fn watch(&self, fds: &mut Vec<libc::pollfd>) -> Duration {
+        fds.extend_from_slice(&self.poll[..self.queues.len()]);
+        if self.queues[0].has_unsent() {
+            UNSENT_RETRY
+        } else {
+            Duration::MAX
+        }
+    }
+
     fn max_payload(&self) -> usize {
         self.max_payload
     }

@@ -177,6 +177,7 @@ impl<'a> Run<'a> {
             hosts: names.iter().cloned().chain([HOSTILE.to_owned()]).collect(),
             mtu: MTU,
             offloads: false,
+            second_line: false,
         })?;
         let mut setting = Setting {
             engine: campaign.engine.clone(),
