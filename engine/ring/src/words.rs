@@ -19,7 +19,8 @@ pub(crate) struct Words {
 
 #[expect(dead_code, reason = "held to be dropped")]
 enum Memory {
-    Own(Box<[AtomicU64]>),
+    /// Not a box: moving one would take the address from whoever else has it.
+    Own(Vec<AtomicU64>),
     Mapped(Mapping),
 }
 
@@ -31,7 +32,7 @@ unsafe impl Sync for Words {}
 impl Words {
     /// Touches all pages, so that the first lap does not fault.
     pub(crate) fn new(count: usize) -> Words {
-        let memory: Box<[AtomicU64]> = (0..count + ALIGNMENT / size_of::<AtomicU64>())
+        let memory: Vec<AtomicU64> = (0..count + ALIGNMENT / size_of::<AtomicU64>())
             .map(|_| AtomicU64::new(0))
             .collect();
         let start = memory.as_ptr().align_offset(ALIGNMENT);

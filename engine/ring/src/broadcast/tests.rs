@@ -1,6 +1,5 @@
 use super::*;
 use proptest::prelude::*;
-use std::os::fd::AsFd;
 use std::thread;
 
 fn message(number: u64, len: usize) -> Vec<u8> {
@@ -131,6 +130,7 @@ proptest! {
 #[cfg(not(miri))] // Miri has no memory files
 mod shared {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn another_mapping_reads_what_is_published_from_then_on() {
