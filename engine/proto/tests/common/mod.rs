@@ -480,6 +480,12 @@ impl World {
         }
     }
 
+    /// A frame that somebody else has sent; arrives in the next step.
+    pub fn inject(&mut self, host: u16, from: SocketAddrV4, bytes: Vec<u8>) {
+        self.sent += 1;
+        self.flying.push(Reverse((self.now, self.sent, host, from, bytes)));
+    }
+
     /// One step of 20 us: what has arrived, then every part's turn, with `rate` frames published.
     pub fn step(&mut self, rate: usize) {
         self.now += 20 * MICROS;
