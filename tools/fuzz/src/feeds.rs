@@ -35,7 +35,8 @@ pub(crate) fn itch(bytes: &[u8]) {
     if let Ok(found) = itch::describe(bytes) {
         assert!(found.bytes <= bytes.len() as u64);
         assert!(found.problems.len() as u64 <= found.problem_count);
-        assert_eq!(found.types.values().map(|t| t.messages).sum::<u64>(), found.messages);
+        // An empty message, the end of a session, has no type.
+        assert!(found.types.values().map(|t| t.messages).sum::<u64>() <= found.messages);
     }
 }
 

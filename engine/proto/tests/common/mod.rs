@@ -472,8 +472,11 @@ impl World {
                 }
             }
             _ => {
-                let host = &mut self.clients[usize::from(host) - 10];
-                if !host.cut_off {
+                // Strangers hear nothing.
+                let client = usize::from(host).checked_sub(10);
+                if let Some(host) = client.and_then(|i| self.clients.get_mut(i))
+                    && !host.cut_off
+                {
                     host.client.on_frame(now, from, bytes, &mut host.app);
                 }
             }
