@@ -23,7 +23,8 @@ pub(crate) fn compare(bytes: &[u8]) {
         for _ in 0..2 {
             assert_eq!(matcher.find(subject), expected, "{patterns:?} {subject:?}");
         }
-        for (i, pattern) in (0..).zip(&patterns) {
+        // A pattern by itself answers for subjects alone.
+        for (i, pattern) in (0..).zip(&patterns).filter(|_| sound) {
             assert_eq!(
                 pattern.matches(subject),
                 expected.contains(&i),
