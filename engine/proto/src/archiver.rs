@@ -592,16 +592,17 @@ impl Archiver {
     fn trace(&self, now: Now, out: &mut impl Outbox) {
         let Some(server) = self.parties.server() else { return };
         let older = self.recordings.split_last().map_or(&[][..], |(_, older)| older);
-        for recording in older.iter().rev().filter(|r| !r.traced).take(TRACED_AT_ONCE) {
-            let last = recording.end.map_or(Seq(0), |e| e.last).next();
-            let beyond = SeqRange::new(recording.horizon.max(last), recording.horizon.max(last));
+        // Behind the last number of all there is none to ask for.
+        let beyond = |r: &Recording| SeqRange::of(r.horizon.max(r.end.map_or(Seq(0), |e| e.last).next()), 1);
+        let untraced = older.iter().rev().filter(|r| !r.traced);
+        for (recording, beyond) in untraced.filter_map(|r| Some((r, beyond(r)?))).take(TRACED_AT_ONCE) {
             let stamp = Stamp {
                 time: now.wall,
                 flags: flags::ASK_SERVER,
                 ..nak_stamp(self.config.stream, recording.session, self.config.origin)
             };
             // One that is not sent now comes with the next heartbeat.
-            out.send(server, |buf| stamp.ranges(buf, Kind::Nak, beyond));
+            out.send(server, |buf| stamp.ranges(buf, Kind::Nak, [beyond]));
         }
     }
 
@@ -625,11 +626,14 @@ impl Archiver {
                     self.set_end(now, at, End { next: follower, ..end }, store);
                 }
             } else if recording.gaps.is_empty() {
-                let beyond = SeqRange {
-                    first: recording.horizon,
-                    last: recording.horizon.plus(MAX_RANGES as u32),
-                };
-                recording.gaps.miss(beyond, now);
+                let last = recording.horizon.plus(MAX_RANGES as u32).min(Seq::LAST);
+                if let Some(beyond) = SeqRange::new(recording.horizon, last) {
+                    recording.gaps.miss(beyond, now);
+                } else {
+                    // Nothing can lie behind the last number.
+                    let next = if linked { follower } else { Session::NONE };
+                    self.set_end(now, at, End { last: Seq::LAST, next }, store);
+                }
             }
         }
     }

@@ -733,11 +733,18 @@ impl<F: AsRef<[u8]>> Client<F> {
     /// Asks for what may lie behind the known end of the session.
     fn probe(&mut self, now: Nanos) {
         if self.end.is_none() && self.gaps.is_empty() {
-            let beyond = SeqRange {
-                first: self.horizon,
-                last: self.horizon.plus(self.config.gaps.ask_window.max(1) - 1),
-            };
-            self.gaps.miss(beyond, now);
+            let last = self.horizon.plus(self.config.gaps.ask_window.max(1) - 1);
+            match SeqRange::new(self.horizon, last.min(Seq::LAST)) {
+                Some(beyond) => self.gaps.miss(beyond, now),
+                // Nothing can lie behind the last number.
+                None if self.upcoming > self.cursor.session => {
+                    self.end = Some(End {
+                        last: Seq::LAST,
+                        next: self.later.known().unwrap_or(self.upcoming),
+                    });
+                }
+                None => {}
+            }
         }
     }
 
@@ -786,12 +793,10 @@ impl<F: AsRef<[u8]>> Client<F> {
 
     /// Goes on to the next session when the current one is done.
     fn finish_session(&mut self, now: Nanos, app: &mut impl Application) {
-        let Some(end) = self.end else {
-            if self.upcoming > self.cursor.session {
-                self.probe(now);
-            }
-            return;
-        };
+        if self.upcoming > self.cursor.session {
+            self.probe(now);
+        }
+        let Some(end) = self.end else { return };
         if self.cursor.next <= end.last || self.cursor.blocked {
             return;
         }

@@ -117,9 +117,9 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct WireRange {
-    /// First number.
+    /// First number, at least [`Seq::FIRST`].
     pub first: U32,
-    /// Last number, at least `first`.
+    /// Last number, at least `first` and at most [`Seq::LAST`].
     pub last: U32,
 }
 
@@ -331,8 +331,10 @@ impl Header {
 }
 
 impl WireRange {
+    /// Within the numbers of a session, so that what follows the range fits as well.
     fn get(self) -> Option<SeqRange> {
-        SeqRange::new(Seq(self.first.get()), Seq(self.last.get()))
+        let range = SeqRange::new(Seq(self.first.get()), Seq(self.last.get()))?;
+        (Seq::FIRST <= range.first && range.last <= Seq::LAST).then_some(range)
     }
 }
 

@@ -67,8 +67,12 @@ fn stamp(session: Session, sequence: u32, flags: u16) -> Stamp {
 
 impl Resumed {
     fn new() -> Resumed {
+        Resumed::after(Seq(4))
+    }
+
+    fn after(last: Seq) -> Resumed {
         let config = ClientConfig {
-            start: Start::After(OLD, Seq(4)),
+            start: Start::After(OLD, last),
             ..ClientConfig::new(STREAM, 9)
         };
         let mut resumed = Resumed {
@@ -182,6 +186,14 @@ fn an_end_before_what_is_known_to_exist_refuses_the_rest() {
         events.contains(&Event::SessionStarted { session: Session(15) }),
         "{events:?}"
     );
+}
+
+#[test]
+fn behind_the_last_number_of_all_the_next_session_follows() {
+    let mut resumed = Resumed::after(Seq::LAST);
+    resumed.client.poll(resumed.now, &mut resumed.events, &mut Nowhere);
+    let started = Event::SessionStarted { session: NEW };
+    assert!(resumed.events.0.contains(&started), "{:?}", resumed.events.0);
 }
 
 #[test]

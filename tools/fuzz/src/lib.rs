@@ -2,10 +2,14 @@
 //! is broken. The fuzzer runs them without end (`scripts/fuzz`), `cargo test` over the committed
 //! corpus and mutations of it. `docs/fuzzing.md` says what each of them holds to.
 
+#[cfg(feature = "files")]
 mod archive;
+#[cfg(feature = "files")]
 mod feeds;
 mod packet;
+#[cfg(feature = "files")]
 mod ring;
+mod seal;
 mod states;
 mod subjects;
 mod wire;
@@ -15,13 +19,20 @@ pub type Harness = fn(&[u8]);
 
 /// All of them, by the names of their fuzz targets and corpora.
 pub const HARNESSES: &[(&str, Harness)] = &[
+    #[cfg(feature = "files")]
     ("archive", archive::open),
+    #[cfg(feature = "files")]
     ("binaryfile", feeds::binaryfile),
+    #[cfg(feature = "files")]
     ("config", feeds::config),
+    #[cfg(feature = "files")]
     ("itch", feeds::itch),
+    #[cfg(feature = "files")]
     ("journal", feeds::journal),
     ("packet", packet::parse),
+    #[cfg(feature = "files")]
     ("ring", ring::read),
+    ("seal", seal::open),
     ("states", states::run),
     ("subjects", subjects::compare),
     ("wire", wire::parse),

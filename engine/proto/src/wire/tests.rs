@@ -154,6 +154,22 @@ fn refuses_numbers_past_the_last() {
     let bytes = block(&[(b"", b"a"), (b"", b"b")]);
     assert!(Block::parse(Seq(Seq::LAST.0 - 1), 2, &bytes).is_ok());
     assert_eq!(Block::parse(Seq::LAST, 2, &bytes).unwrap_err(), WireError::Numbers);
+
+    for (first, last, sound) in [
+        (1, Seq::LAST.0, true),
+        (0, 5, false),
+        (5, u32::MAX, false),
+        (u32::MAX, u32::MAX, false),
+    ] {
+        let range = SeqRange::new(Seq(first), Seq(last)).unwrap();
+        let mut out = [0; 128];
+        for kind in [Kind::Ack, Kind::Nak] {
+            let len = stamp(0).ranges(&mut out, kind, [range]);
+            assert_eq!(Frame::parse(&out[..len]).is_ok(), sound, "{kind:?} of {range}");
+        }
+        let len = stamp(0).unavailable(&mut out, range, Reason::Lost, 0);
+        assert_eq!(Frame::parse(&out[..len]).is_ok(), sound, "UNAVAILABLE of {range}");
+    }
 }
 
 #[test]
