@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use seqcast_proto::rng::Rng;
 use seqcast_proto::seal::{CLOCK_SKEW, KEY_BYTES, Key, KeyRing, Seal, TRAILER, Unsealed, is_keyed};
 use seqcast_proto::time::{MILLIS, Nanos, SECONDS};
 use seqcast_proto::wire::{HEADER, Header, Kind, flags, header};
@@ -10,18 +11,36 @@ use crate::Input;
 
 const START: Nanos = 1_700_000_000 * SECONDS;
 
-fn ring(ids: &[u8]) -> KeyRing {
-    let keys = ids.iter().map(|id| Key::new(*id, &[*id; KEY_BYTES])).collect();
-    KeyRing::new(keys).expect("different ids")
+/// Keys that follow from all of the input: a fuzzer sees what tags are compared with, and would put
+/// the right ones into its next input.
+struct Secrets(u64);
+
+impl Secrets {
+    fn of(bytes: &[u8]) -> Secrets {
+        let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        Secrets(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv))
+    }
+
+    fn ring(&self, ids: &[u8]) -> KeyRing {
+        let key = |id: &u8| {
+            let mut rng = Rng::new(self.0 ^ u64::from(*id));
+            let mut secret = [0; KEY_BYTES];
+            let places = secret.chunks_exact_mut(8);
+            places.for_each(|place| place.copy_from_slice(&rng.next_u64().to_le_bytes()));
+            Key::new(*id, &secret)
+        };
+        KeyRing::new(ids.iter().map(key).collect()).expect("different ids")
+    }
 }
 
 /// A program of frames sealed, changed, repeated, kept back and invented. Only what the holder of a
 /// key has sealed is opened, unchanged, while it is fresh; control frames once.
 pub(crate) fn open(bytes: &[u8]) {
     let mut input = Input(bytes);
+    let keys = Secrets::of(bytes);
     let mut now = START;
-    let mut sender = Seal::new(ring(&[1, 2]), CLOCK_SKEW, START);
-    let mut receiver = Seal::new(ring(&[2, 1]), CLOCK_SKEW, START);
+    let mut sender = Seal::new(keys.ring(&[1, 2]), CLOCK_SKEW, START);
+    let mut receiver = Seal::new(keys.ring(&[2, 1]), CLOCK_SKEW, START);
     let mut sealed: Vec<Vec<u8>> = Vec::new();
     let mut taken: HashSet<Vec<u8>> = HashSet::new();
     for _ in 0..256 {
@@ -40,10 +59,10 @@ pub(crate) fn open(bytes: &[u8]) {
             2 => {
                 // Another key seals, or the receiver forgets one.
                 match input.u8() & 3 {
-                    0 => sender.set_keys(ring(&[1, 2])),
-                    1 => sender.set_keys(ring(&[2, 1])),
-                    2 => receiver.set_keys(ring(&[2])),
-                    _ => receiver.set_keys(ring(&[2, 1])),
+                    0 => sender.set_keys(keys.ring(&[1, 2])),
+                    1 => sender.set_keys(keys.ring(&[2, 1])),
+                    2 => receiver.set_keys(keys.ring(&[2])),
+                    _ => receiver.set_keys(keys.ring(&[2, 1])),
                 }
                 continue;
             }

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Bound;
 
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::client::{Client, ClientConfig, Start};
@@ -93,8 +94,8 @@ impl Store for Disk {
     }
 
     fn session_after(&self, session: Session) -> Session {
-        let later = self.sessions.range(session.0 + 1..).next();
-        later.map_or(Session::NONE, |(s, _)| Session(*s))
+        let mut later = self.sessions.range((Bound::Excluded(session.0), Bound::Unbounded));
+        later.next().map_or(Session::NONE, |(s, _)| Session(*s))
     }
 }
 
