@@ -13,13 +13,16 @@ use seqcast_engine::link::udp::{UdpConfig, UdpLink};
 use seqcast_engine::link::xdp::{Attach, Bind, XdpConfig, XdpLink};
 use seqcast_engine::link::{Fault, Link, LinkStats};
 use seqcast_engine::node::{Node, Programs};
+use seqcast_engine::stream_id;
 use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::server::Source;
 use seqcast_proto::wire::Message;
 
 #[cfg(feature = "xdp")]
 use crate::bare::Mode;
 use crate::duel::{BATCH, Counters, Port, Received, Words, word_of};
+use crate::greedy::Greedy;
 use crate::pair::{End, Side};
 
 /// What each end sends to the other.
@@ -129,6 +132,8 @@ fn counters(stats: LinkStats) -> Counters {
 #[derive(Default)]
 struct Seen {
     received: Cell<Received>,
+    /// One past what was delivered last.
+    next: Cell<Option<(Session, Seq)>>,
     lost: Cell<u64>,
     words: RefCell<Words>,
 }
@@ -147,6 +152,8 @@ impl Application for Handler {
             words.note(received.word, repaired);
         }
         self.0.received.set(received);
+        let next = delivery.block.range().map_or(Seq::FIRST, SeqRange::end);
+        self.0.next.set(Some((delivery.session, next)));
         true
     }
 
@@ -197,9 +204,20 @@ pub(crate) struct EnginePort<L: Link> {
     node: Node<L>,
     outgoing: Rc<RefCell<Outgoing>>,
     seen: Rc<Seen>,
+    greedy: Option<Greedy>,
 }
 
 impl<L: Link> EnginePort<L> {
+    /// With a client beside it that asks for everything, at the far end.
+    pub(crate) fn open_greedy(side: &Side, link: (L, u32)) -> Result<EnginePort<L>> {
+        let mut port = EnginePort::open(side, link)?;
+        if side.end == End::Far {
+            let group = stream(side.end.other());
+            port.greedy = Some(Greedy::open(side, group, stream_id(group, None))?);
+        }
+        Ok(port)
+    }
+
     /// All settings but those of the link are the engine's defaults.
     pub(crate) fn open(side: &Side, (link, may_hold): (L, u32)) -> Result<EnginePort<L>> {
         // The link stands for what the text says of it.
@@ -227,6 +245,7 @@ impl<L: Link> EnginePort<L> {
             node: Node::open(&config, link, may_hold, Arc::default(), programs)?,
             outgoing,
             seen,
+            greedy: None,
         })
     }
 }
@@ -251,6 +270,9 @@ impl<L: Link> Port for EnginePort<L> {
     #[inline]
     fn receive(&mut self) -> Result<Received> {
         self.node.poll()?;
+        if let (Some(greedy), Some((session, next))) = (&mut self.greedy, self.seen.next.get()) {
+            greedy.ask(session, next)?;
+        }
         Ok(self.seen.received.take())
     }
 

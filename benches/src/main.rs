@@ -12,6 +12,7 @@ use clap::Parser;
 mod bare;
 mod duel;
 mod engine;
+mod greedy;
 mod jitter;
 mod kernel;
 mod log;

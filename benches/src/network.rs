@@ -101,7 +101,7 @@ const GENERIC: &str = "bare AF_XDP, generic";
 const KERNEL: &str = "kernel UDP";
 
 /// Calls of [`Turn::take`] in a round.
-const CONTENDERS: u32 = if cfg!(feature = "xdp") { 13 } else { 7 };
+const CONTENDERS: u32 = if cfg!(feature = "xdp") { 14 } else { 7 };
 
 /// One turn of every contender whose name contains `only`, at the tasks whose name contains
 /// `task`. `patience` is the time in which disturbed
@@ -170,6 +170,22 @@ pub(crate) fn round(
                 EnginePort::open(side, engine::xdp(side, mode, 0.0)?)
             })?;
         }
+    }
+    #[cfg(feature = "xdp")]
+    {
+        // The limit is the same stream without the greedy client.
+        let tasks =
+            [(SMALL, FULL_COUNT, MESSAGES_PACKED), (LARGE, 1, MESSAGES_LARGE)].map(|(size, count, what)| Task {
+                against: Some(Limit {
+                    contender: "Seqcast xdp, driver",
+                    what,
+                    per_frame: 1,
+                }),
+                ..stream(size, count, BATCH, what, None)
+            });
+        turn.take("Seqcast xdp, greedy", &tasks, |side| {
+            EnginePort::open_greedy(side, engine::xdp(side, Mode::Driver, 0.0)?)
+        })?;
     }
     let tasks = [
         trip(SMALL_FRAME, Some(KERNEL)),
