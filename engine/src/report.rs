@@ -150,7 +150,8 @@ pub struct PublicationReport {
     pub naks: u64,
     /// Ranges that one multicast repair answered together with another requester's.
     pub merged: u64,
-    /// Ranges put off because their requester, or all together, had too many waiting.
+    /// Ranges put off because their requester, or all together, had too many waiting; and NAKs of a
+    /// server dropped because repairs had their share of its time.
     pub put_off: u64,
     /// Ranges cut short because their requester had not asked at such length.
     pub limited: u64,

@@ -381,6 +381,20 @@ impl Server {
         }
     }
 
+    /// DATA frames and REPAIR frames sent so far.
+    #[inline]
+    #[must_use]
+    pub fn frames(&self) -> (u64, u64) {
+        (self.stats.frames, self.responder.frames())
+    }
+
+    /// Whether repairs wait to be sent.
+    #[inline]
+    #[must_use]
+    pub fn has_repairs(&self) -> bool {
+        !self.responder.is_idle()
+    }
+
     /// Messages sent and not yet acknowledged by as many archives as required, over all sessions.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {

@@ -29,6 +29,7 @@ mod idle;
 mod membership;
 mod outbox;
 mod roles;
+mod share;
 pub mod store;
 mod window;
 

@@ -1,0 +1,221 @@
+//! How much of its time a server gives to repairs, so that no client takes it from the others.
+//!
+//! Who asks for what a receiver may well have lost, up to one message in 8 of those published since it
+//! asked before, is answered at once. Who asks for more, be it that it catches up, or that it asks for
+//! everything, for ever, gets the time that the stream leaves, and beyond that one part in 64 together
+//! with all others of its kind; reading their NAKs counts. When nothing is left, their NAKs are dropped:
+//! whoever still needs the answer asks again.
+//!
+//! Time is counted in frames: the time that one frame of the stream has taken lately.
+
+use std::net::SocketAddrV4;
+
+use seqcast_proto::time::{MICROS, Nanos};
+
+/// One frame in so many is a repair for the greedy when the stream takes all there is.
+const PART: f32 = 1.0 / 64.0;
+/// Most frames saved, or owed.
+const MOST: f32 = 64.0;
+/// What one NAK and one range in it cost, in frames.
+const NAK: f32 = 0.125;
+const RANGE: f32 = 0.125;
+/// What a frame takes, until it is known.
+const FIRST_GUESS: Nanos = 2 * MICROS;
+/// Frames in a turn from which on its time tells what one takes.
+const SAMPLE: u64 = 32;
+
+/// One message in so many may be lost on the way to a client that is not greedy.
+const LOSS: u64 = 8;
+/// Messages that such a client may ask for at once: those of a long burst of losses.
+const BURST: u64 = 1 << 16;
+/// What a NAK counts besides its messages.
+const ASKING: u64 = 16;
+/// Askers that are told apart; of more, those that asked last.
+const ASKERS: usize = 64;
+
+/// What one client has asked for lately.
+#[derive(Debug)]
+struct Asker {
+    addr: SocketAddrV4,
+    /// Messages asked for, less its part of those published meanwhile.
+    demand: u64,
+    /// Messages published when it asked last.
+    at: u64,
+}
+
+/// The time that repairs may take.
+#[derive(Debug)]
+pub(super) struct Share {
+    last: Nanos,
+    /// Frames published, and spent on repairs, since then.
+    published: u64,
+    spent: f32,
+    /// Nanoseconds of one frame, smoothed.
+    cost: f32,
+    /// Frames that may be spent on the greedy.
+    credit: f32,
+    /// Messages that clients which are not greedy wait for, at most.
+    owed: u64,
+    askers: Vec<Asker>,
+    /// NAKs that were dropped.
+    pub(super) dropped: u64,
+}
+
+impl Share {
+    pub(super) fn new(now: Nanos) -> Share {
+        Share {
+            last: now,
+            published: 0,
+            spent: 0.0,
+            cost: FIRST_GUESS as f32,
+            credit: MOST,
+            owed: 0,
+            askers: Vec::with_capacity(ASKERS),
+            dropped: 0,
+        }
+    }
+
+    /// A turn begins.
+    #[inline]
+    pub(super) fn turn(&mut self, now: Nanos) {
+        if now <= self.last {
+            // Two turns with one look at the clock are one.
+            return;
+        }
+        let time = (now - self.last) as f32;
+        let published = self.published as f32;
+        if self.published >= SAMPLE {
+            let sample = time / (published + self.spent);
+            // Much more was a pause, not work.
+            if sample < 4.0 * self.cost {
+                self.cost += (sample - self.cost) / 16.0;
+            }
+        }
+        // May be less than nothing: what one turn takes more than another is no idle time.
+        let idle = time / self.cost - published - self.spent;
+        let earned = published * PART + idle;
+        self.credit = (self.credit + earned).clamp(-MOST, MOST);
+        (self.last, self.published, self.spent) = (now, 0, 0.0);
+    }
+
+    /// Frames of the stream were sent in this turn.
+    #[inline]
+    pub(super) fn published(&mut self, frames: u64) {
+        self.published += frames;
+    }
+
+    /// REPAIR frames that may be sent in this turn.
+    #[inline]
+    pub(super) fn budget(&self) -> usize {
+        let most = MOST as u64;
+        // A negative credit becomes 0.
+        (self.credit as u64 + self.owed.min(most)).min(most) as usize
+    }
+
+    /// REPAIR frames were sent, or none, while `waiting` says whether more are to come.
+    #[inline]
+    pub(super) fn repaired(&mut self, frames: u64, waiting: bool) {
+        let owed = frames.min(self.owed);
+        // Most frames answer for several messages.
+        self.owed = if waiting { self.owed - owed } else { 0 };
+        self.spent += owed as f32;
+        self.spend((frames - owed) as f32);
+    }
+
+    /// Whether a NAK shall be read that asks for so many ranges and messages, when so many messages have
+    /// been published in all.
+    pub(super) fn admits(&mut self, from: SocketAddrV4, ranges: u16, messages: u64, published: u64) -> bool {
+        if self.demand(from, messages, published) <= BURST {
+            self.owed += messages;
+            return true;
+        }
+        if self.credit <= 0.0 {
+            self.dropped += 1;
+            return false;
+        }
+        self.spend(NAK + RANGE * f32::from(ranges));
+        true
+    }
+
+    /// Notes what a client asks for: what it has asked for lately.
+    fn demand(&mut self, from: SocketAddrV4, messages: u64, published: u64) -> u64 {
+        let place = self.askers.iter().position(|a| a.addr == from).unwrap_or_else(|| {
+            let asker = Asker {
+                addr: from,
+                demand: 0,
+                at: published,
+            };
+            if self.askers.len() < ASKERS {
+                self.askers.push(asker);
+                return self.askers.len() - 1;
+            }
+            let oldest = self.askers.iter().enumerate().min_by_key(|(_, a)| a.at);
+            let place = oldest.map_or(0, |(place, _)| place);
+            self.askers[place] = asker;
+            place
+        });
+        let asker = &mut self.askers[place];
+        let lost = (published - asker.at.min(published)) / LOSS;
+        // Bounded, so that it is forgiven after a while.
+        asker.demand = (asker.demand.saturating_sub(lost) + messages + ASKING).min(2 * BURST);
+        asker.at = published;
+        asker.demand
+    }
+
+    fn spend(&mut self, frames: f32) {
+        self.spent += frames;
+        self.credit -= frames;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: Nanos = 800;
+    const ASKER: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 1);
+
+    /// A client asks for so many messages before each of 10 000 turns: REPAIR frames sent, NAKs read.
+    fn ask(messages: u64, published: u64, idle: Nanos) -> (u64, u64) {
+        let mut share = Share::new(0);
+        let (mut now, mut repairs, mut naks, mut waiting) = (0, 0, 0, 0);
+        for turn in 0..10_000 {
+            let read = share.admits(ASKER, 40, messages, turn * published);
+            waiting += if read { messages } else { 0 };
+            share.turn(now);
+            // Whoever looks at the clock once may have two turns.
+            share.turn(now);
+            share.published(published);
+            let sent = waiting.min(share.budget() as u64);
+            waiting -= sent;
+            share.repaired(sent, waiting > 0);
+            repairs += sent;
+            naks += u64::from(read);
+            now += (published + sent) * FRAME + u64::from(read) * 4 * FRAME + idle;
+        }
+        (repairs, naks)
+    }
+
+    #[test]
+    fn a_stream_that_takes_all_there_is_leaves_the_greedy_one_frame_in_64() {
+        let (repairs, naks) = ask(100_000, 64, 0);
+        let spent = repairs + 5 * naks;
+        assert!(
+            (9_000..12_000).contains(&spent) && naks > 0 && repairs > 0,
+            "{repairs} frames and {naks} NAKs in 10 000 turns of 64"
+        );
+    }
+
+    #[test]
+    fn what_may_well_be_lost_is_repaired_at_once() {
+        // One message in 16, and what a NAK counts besides; one frame each.
+        let (repairs, naks) = ask(64, 1024, 0);
+        assert_eq!((repairs, naks), (640_000, 10_000));
+    }
+
+    #[test]
+    fn idle_time_is_for_everyone() {
+        let (repairs, _) = ask(100_000, 0, 100 * FRAME);
+        assert!(repairs > 150_000, "{repairs}");
+    }
+}
