@@ -57,6 +57,8 @@ type Tree = BTreeMap<String, Option<Arc<Inode>>>;
 #[derive(Debug)]
 struct Inode {
     live: File,
+    /// No file changes its length.
+    len: usize,
     /// What is on disk.
     durable: Mutex<Vec<u8>>,
 }
@@ -70,20 +72,25 @@ enum Change {
 
 impl Inode {
     fn new(bytes: &[u8], durable: Vec<u8>) -> io::Result<Arc<Inode>> {
-        let live = nameless(bytes.len() as u64)?;
-        live.write_all_at(bytes, 0)?;
-        Ok(Arc::new(Inode {
-            live,
-            durable: Mutex::new(durable),
-        }))
+        let inode = Inode::zeroed(bytes.len(), durable)?;
+        // Most of a file is a hole, and stays one.
+        let full = |page: &[u8]| page.iter().any(|b| *b != 0);
+        for (n, page) in bytes.chunks(PAGE).enumerate().filter(|(_, page)| full(page)) {
+            inode.live.write_all_at(page, (n * PAGE) as u64)?;
+        }
+        Ok(Arc::new(inode))
     }
 
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.live.metadata()?.len())
+    fn zeroed(len: usize, durable: Vec<u8>) -> io::Result<Inode> {
+        Ok(Inode {
+            live: nameless(len as u64)?,
+            len,
+            durable: Mutex::new(durable),
+        })
     }
 
     fn read(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.len()? as usize];
+        let mut bytes = vec![0; self.len];
         self.live.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)
     }
@@ -157,12 +164,7 @@ impl Disk {
     }
 
     fn make_room(&self, bytes: u64) -> io::Result<()> {
-        let used: u64 = self
-            .tree
-            .values()
-            .flatten()
-            .map(|inode| inode.len())
-            .sum::<io::Result<u64>>()?;
+        let used: u64 = self.tree.values().flatten().map(|inode| inode.len as u64).sum();
         if used + bytes > self.capacity {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -281,17 +283,16 @@ impl Storage for Faulty {
         } else {
             format!("{dir}/")
         };
-        disk.tree
-            .iter()
+        let found = disk.tree.iter();
+        let found = found
             .filter_map(|(path, node)| Some((path.strip_prefix(&prefix)?, node)))
             .filter(|(name, _)| !name.contains('/'))
-            .map(|(name, node)| {
-                Ok(Found {
-                    name: name.to_owned(),
-                    len: node.as_ref().map(|inode| inode.len()).transpose()?,
-                })
+            .map(|(name, node)| Found {
+                name: name.to_owned(),
+                len: node.as_ref().map(|inode| inode.len as u64),
             })
-            .collect()
+            .collect();
+        Ok(found)
     }
 
     fn create_dir(&self, dir: &str) -> io::Result<()> {
@@ -322,8 +323,8 @@ impl Storage for Faulty {
     fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {
         let mut disk = self.live()?;
         disk.make_room(len as u64)?;
-        let inode = Inode::new(&vec![0; len], vec![0; len])?;
-        disk.change(Change::Put(path.to_owned(), Some(inode)));
+        let inode = Inode::zeroed(len, vec![0; len])?;
+        disk.change(Change::Put(path.to_owned(), Some(Arc::new(inode))));
         drop(disk);
         self.map(path)
     }
@@ -331,7 +332,7 @@ impl Storage for Faulty {
     fn map(&self, path: &str) -> io::Result<Mapping> {
         let mut disk = self.live()?;
         let inode = disk.file(path)?;
-        let mapping = Mapping::file(&inode.live, inode.len()? as usize)?;
+        let mapping = Mapping::file(&inode.live, inode.len)?;
         disk.mapped.push((mapping.pages(), inode));
         Ok(mapping)
     }

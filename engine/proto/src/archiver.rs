@@ -569,6 +569,9 @@ impl Archiver {
         let mut held = false;
         store.sessions(&mut |s| held |= s == session);
         let mut recording = if held {
+            // The server waits for its acknowledgement, and there is room to watch it only until
+            // the next one is heard of.
+            self.ack_due = now;
             self.recall(session, now, store)
         } else {
             // The store learns of it with the first message that can be had.

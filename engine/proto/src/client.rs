@@ -191,6 +191,9 @@ pub struct Client<F> {
     /// One past the highest message known to exist.
     horizon: Seq,
     hold: Hold<F>,
+    /// How far ahead of the next message anything is asked for: as far as could be held when frames
+    /// ran out, until nothing is missing.
+    reach: u32,
     gaps: Gaps,
     /// Given up, in order: reported when their turn comes.
     lost: RangeSet,
@@ -240,6 +243,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             },
             server_origin: 0,
             horizon: next,
+            reach: hold.window(),
             hold,
             gaps: Gaps::new(gaps, config.seed),
             lost: RangeSet::new(config.gaps.max_gaps),
@@ -384,7 +388,10 @@ impl<F: AsRef<[u8]>> Client<F> {
             self.probe(now.mono);
         }
         // Nothing is asked for that could not be held when it comes.
-        let mut limit = self.cursor.next.plus(self.hold.window());
+        if self.gaps.is_empty() && self.reach < self.hold.window() {
+            self.set_reach(self.hold.window());
+        }
+        let mut limit = self.cursor.next.plus(self.reach);
         if !self.hold.has_room() {
             limit = self.hold.top(self.cursor.next).unwrap_or(limit);
         } else if self.config.order == Order::Arrival && !self.cursor.blocked {
@@ -502,6 +509,11 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.keep(now, range, frame);
     }
 
+    fn set_reach(&mut self, messages: u32) {
+        self.reach = messages;
+        self.gaps.set_window(messages);
+    }
+
     /// Holds a frame that cannot be delivered yet. What cannot be held is noted as missing.
     fn keep(&mut self, now: Now, range: SeqRange, frame: F) {
         let window = SeqRange {
@@ -509,6 +521,9 @@ impl<F: AsRef<[u8]>> Client<F> {
             last: self.cursor.next.plus(self.hold.window() - 1),
         };
         let ahead = range.intersect(window);
+        if !self.hold.has_room() {
+            self.set_reach(self.hold.messages().max(1));
+        }
         if let Some(part) = ahead
             && !self.hold.has_room()
             && let Some(gone) = self.hold.evict_beyond(part.last, self.cursor.next)

@@ -254,6 +254,14 @@ struct Gap {
     hastened: bool,
 }
 
+impl Gap {
+    /// Whether nothing was asked or heard about it yet, so that what follows it may join it. Nobody
+    /// has refused what was not known when he did.
+    fn is_untouched(&self) -> bool {
+        self.tries == 0 && self.refused_by == 0 && !self.hastened
+    }
+}
+
 /// What keeps a gap from being asked for.
 #[derive(Clone, Copy, Debug)]
 enum HeldBack {
@@ -268,6 +276,8 @@ enum HeldBack {
 pub struct Gaps {
     config: GapConfig,
     list: Vec<Gap>,
+    /// Most messages asked for at a time, now.
+    window: u32,
     batch: Vec<(SocketAddrV4, bool, SeqRange)>,
     rtt: RoundTrip,
     rng: Rng,
@@ -297,8 +307,14 @@ impl Gaps {
             freed: 0,
             suspected_up_to: Seq(u32::MAX),
             naks: 0,
+            window: config.ask_window,
             config,
         }
+    }
+
+    /// Asks for at most so many messages at a time, and for no more than the configuration allows.
+    pub fn set_window(&mut self, messages: u32) {
+        self.window = self.config.ask_window.min(messages).max(1);
     }
 
     /// Whether nothing is missing.
@@ -323,7 +339,7 @@ impl Gaps {
     /// a window, not message by message.
     #[must_use]
     pub fn is_due(&self, now: Nanos, horizon: Seq) -> bool {
-        let half = (self.config.ask_window / 2).max(1);
+        let half = (self.window / 2).max(1);
         now >= self.next_due
             || match self.held_back {
                 None => false,
@@ -367,7 +383,7 @@ impl Gaps {
             if let Some(hole) = SeqRange::new(from, until) {
                 let before = at.checked_sub(1).map(|i| &mut self.list[i]);
                 if let Some(gap) = before
-                    && gap.tries == 0
+                    && gap.is_untouched()
                     && gap.range.end() == hole.first
                 {
                     gap.range.last = hole.last;
@@ -412,6 +428,8 @@ impl Gaps {
             gap.range.first = gap.range.first.min(hole.first);
             gap.range.last = gap.range.last.max(hole.last);
             gap.open = false;
+            // Nobody has been asked for what it has grown over.
+            gap.refused_by = 0;
             gap.due = gap.due.min(due);
             self.next_due = self.next_due.min(gap.due);
         }
@@ -496,12 +514,20 @@ impl Gaps {
         found
     }
 
-    /// Notes that `range` came and could not be taken: it is still missing, but not lost.
+    /// Notes that `range` came and could not be taken: it is still missing, but not lost, and who
+    /// sent it is asked again as soon as there is room.
     pub fn turned_away(&mut self, range: SeqRange, now: Nanos) {
         let mut at = self.list.partition_point(|g| g.range.last < range.first);
         while let Some(part) = self.list.get(at).and_then(|g| g.range.intersect(range)) {
             let Some(alone) = self.isolate(at, part) else { return };
-            self.list[alone].born = now;
+            let gap = &mut self.list[alone];
+            gap.born = now;
+            if gap.open {
+                gap.open = false;
+                gap.tries -= 1;
+                gap.due = now;
+                self.next_due = self.next_due.min(now);
+            }
             at = alone + 1;
         }
     }
@@ -648,7 +674,7 @@ impl Gaps {
         }
         let mut at = 0;
         while at < self.list.len() {
-            let room = self.config.ask_window.saturating_sub(outstanding);
+            let room = self.window.saturating_sub(outstanding);
             let gap = &mut self.list[at];
             if gap.range.first >= horizon {
                 self.held_back = Some(HeldBack::Horizon(gap.range.first));

@@ -17,6 +17,8 @@ pub struct Hold<F> {
     slots: Box<[u32]>,
     frames: Vec<Option<Held<F>>>,
     free: Vec<u32>,
+    /// Messages held.
+    messages: u32,
     /// At least the highest number held.
     top: Seq,
 }
@@ -40,6 +42,7 @@ impl<F> Hold<F> {
             slots: vec![EMPTY; slots as usize].into_boxed_slice(),
             frames: (0..frames).map(|_| None).collect(),
             free: (0..frames).rev().collect(),
+            messages: 0,
             top: Seq(0),
         }
     }
@@ -54,6 +57,12 @@ impl<F> Hold<F> {
     #[must_use]
     pub fn len(&self) -> usize {
         self.frames.len() - self.free.len()
+    }
+
+    /// How many messages are held.
+    #[must_use]
+    pub fn messages(&self) -> u32 {
+        self.messages
     }
 
     /// Whether nothing is held.
@@ -101,6 +110,7 @@ impl<F> Hold<F> {
             return Err(frame);
         }
         self.free.pop();
+        self.messages += taken;
         self.frames[index as usize] = Some(Held {
             frame,
             range,
@@ -146,6 +156,7 @@ impl<F> Hold<F> {
             };
             let Some(held) = place else { continue };
             held.slots -= 1;
+            self.messages -= 1;
             if held.slots == 0 {
                 *place = None;
                 self.free.push(index);
@@ -160,6 +171,7 @@ impl<F> Hold<F> {
         if self.is_empty() {
             return;
         }
+        self.messages = 0;
         self.slots.fill(EMPTY);
         for (index, place) in self.frames.iter_mut().enumerate() {
             if place.take().is_some() {

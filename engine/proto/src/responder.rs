@@ -395,7 +395,8 @@ impl Responder {
         store: &impl Store,
         out: &mut impl Outbox,
     ) -> Step {
-        if let Some(end) = store.end_of(session)
+        let end = store.end_of(session);
+        if let Some(end) = end
             && range.first > end.last
         {
             let previous = store.previous_of(session);
@@ -439,6 +440,12 @@ impl Responder {
                 }
                 // A message that fits no frame of this link, or a record that is not what it says.
                 None => (Reason::Lost, range.first),
+            },
+            // Nobody sends a server what its closed log lacks, such as what a loss of power has torn
+            // out of it.
+            Lookup::Absent(Reason::NotYet, upto) if self.flags & flags::FROM_SERVER != 0 => match end {
+                Some(end) => (Reason::TooOld, upto.min(end.last)),
+                None => (Reason::NotYet, upto),
             },
             Lookup::Absent(reason, upto) => (reason, upto),
         };

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{Net, World};
-use seqcast_proto::client::Start;
+use common::{Net, STREAM, World};
+use seqcast_proto::client::{Client, ClientConfig, Start};
 use seqcast_proto::io::Event;
 use seqcast_proto::seq::Seq;
 use seqcast_proto::time::{MICROS, SECONDS};
@@ -316,6 +316,27 @@ fn a_slow_application_loses_nothing() {
         world.run_until("delivery", 60 * SECONDS, |w| w.everyone_has(3000));
         world.check_client(0, 0);
         assert!(world.clients[0].client.stats().refused > 0);
+    }
+}
+
+#[test]
+fn who_has_room_for_few_frames_asks_for_what_it_can_hold() {
+    for seed in seeds() {
+        let mut world = World::new(seed, BAD, 3000);
+        world.start_archive();
+        world.start_server();
+        world.run_until("the archive has all", 20 * SECONDS, |w| {
+            w.all_published() && w.server.as_ref().unwrap().unacknowledged() == 0
+        });
+        let mut config = ClientConfig::new(STREAM, 500);
+        config.start = Start::Session;
+        config.hold_frames = 4;
+        let client = world.add_client(Start::Session);
+        world.clients[client].client = Client::new(config, world.now);
+        world.run_until("catch-up", 5 * SECONDS, |w| w.everyone_has(3000));
+        world.check_client(client, 0);
+        let repaired = world.archive.as_ref().unwrap().stats().repairs.repaired;
+        assert!(repaired < 20_000, "seed {seed}: {repaired} repairs of 3000 messages");
     }
 }
 

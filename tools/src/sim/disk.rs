@@ -387,6 +387,15 @@ impl Disk<Retention> {
 }
 
 impl Disk<Recorder> {
+    /// Whether a loss of power would spare a message that is held. Of the production log only a
+    /// loss of power tells.
+    pub(super) fn is_safe(&self, session: Session, seq: Seq) -> bool {
+        let Inner::Table(table) = &self.inner else { return true };
+        let mut unsynced = table.unsynced.iter().rev().filter(|u| u.0 == session.0);
+        let count = |first: &u32| Some(u32::from(table.sessions.get(&session.0)?.records.get(first)?.count));
+        !unsynced.any(|(_, first)| *first <= seq.0 && count(first).is_some_and(|n| seq.0 < first + n))
+    }
+
     /// Writes everything to stable storage, as the helper thread does in time. Returns whether
     /// the disk took it.
     pub(super) fn sync(&mut self) -> bool {

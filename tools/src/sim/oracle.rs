@@ -339,11 +339,41 @@ pub(super) fn must_be_gone(
     }
 }
 
-/// What one archive has acknowledged.
+/// What an archive has said of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Promise {
+    #[default]
+    None,
+    /// It was acknowledged, as the server may count it, and need not be there any more.
+    Void,
+    /// It outlives the process.
+    Stored,
+    /// It outlives a loss of power.
+    Synced,
+}
+
+/// What one archive has acknowledged, by session and number.
 #[derive(Debug, Default)]
-pub(super) struct Promises {
-    /// Ever, as the server may count it.
-    pub(super) given: BTreeSet<(u32, u32)>,
-    /// What is still bound to be there; true if it survives a loss of power.
-    pub(super) binding: BTreeMap<(u32, u32), bool>,
+pub(super) struct Promises(BTreeMap<u32, Vec<Promise>>);
+
+impl Promises {
+    /// Those of a session, from its first number on.
+    pub(super) fn of(&mut self, session: Session) -> &mut Vec<Promise> {
+        self.0.entry(session.0).or_default()
+    }
+
+    /// Whether a message was ever acknowledged.
+    pub(super) fn is_given(&self, session: Session, seq: Seq) -> bool {
+        let given = self.0.get(&session.0).and_then(|p| p.get(seq.0 as usize - 1));
+        given.is_some_and(|p| *p != Promise::None)
+    }
+
+    /// Those that still bind.
+    pub(super) fn binding(&mut self) -> impl Iterator<Item = (Session, Seq, &mut Promise)> {
+        let all = self.0.iter_mut().flat_map(|(session, promises)| {
+            let numbered = (1..).map(Seq).zip(promises);
+            numbered.map(move |(seq, promise)| (Session(*session), seq, promise))
+        });
+        all.filter(|(_, _, p)| matches!(p, Promise::Stored | Promise::Synced))
+    }
 }

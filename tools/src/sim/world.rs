@@ -2,7 +2,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
 
 use seqcast_engine::node::store::{Recorder, Retention};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
@@ -13,10 +15,10 @@ use seqcast_proto::rng::Rng;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::server::{Blocked, RateLimit, Server, ServerConfig, Source};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
-use seqcast_proto::wire::{Body, Frame, Message, flags, peek};
+use seqcast_proto::wire::{Body, Frame, Message, Reason, flags, peek};
 
 use super::disk::{Deed, Disk, Stop};
-use super::oracle::{Failure, Oracle, Promises, Truth, Verdict, View, must_be_gone};
+use super::oracle::{Failure, Oracle, Promise, Promises, Truth, Verdict, View, must_be_gone};
 use super::plan::{ClientPlan, Fault, Host, Medium, Plan};
 use super::trace::{Trace, frame_text};
 
@@ -70,7 +72,7 @@ pub struct Counts {
 struct Sent {
     from: Host,
     to: SocketAddrV4,
-    bytes: Vec<u8>,
+    bytes: Rc<[u8]>,
 }
 
 struct Out<'a> {
@@ -88,14 +90,13 @@ impl Outbox for Out<'_> {
             return false;
         }
         // Not zeroed: nothing may rely on what is in a buffer.
-        let mut bytes = vec![0xaa; FRAME];
+        let mut bytes = [0xaa; FRAME];
         let len = build(&mut bytes);
-        bytes.truncate(len);
         if len > 0 {
             self.sent.push(Sent {
                 from: self.from,
                 to,
-                bytes,
+                bytes: bytes[..len].into(),
             });
         }
         true
@@ -185,7 +186,7 @@ impl Application for App {
 }
 
 struct ClientHost {
-    machine: Option<Client<Vec<u8>>>,
+    machine: Option<Client<Rc<[u8]>>>,
     plan: ClientPlan,
     app: App,
     view: View,
@@ -202,7 +203,7 @@ struct Flying {
     number: u64,
     to: Host,
     from: SocketAddrV4,
-    bytes: Vec<u8>,
+    bytes: Rc<[u8]>,
 }
 
 #[derive(Clone, Copy)]
@@ -330,9 +331,9 @@ impl<'a> World<'a> {
         }
     }
 
-    fn note(&mut self, who: &str, text: impl FnOnce() -> String) {
+    fn note(&mut self, who: impl fmt::Display, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            trace.push(self.now - SECONDS, who, text());
+            trace.push(self.now - SECONDS, &who.to_string(), text());
         }
     }
 
@@ -589,23 +590,23 @@ impl<'a> World<'a> {
         let ArchiveHost { disk, promises, .. } = &mut self.archives[n];
         let mut broken = None;
         let mut gone = Vec::new();
-        promises.binding.retain(|(session, seq), synced| {
-            let found = disk.look_up(Session(*session), Seq(*seq));
-            let kept = match found {
+        for (session, seq, promise) in promises.binding() {
+            let kept = match disk.look_up(session, seq) {
                 Lookup::Found(_) => true,
-                Lookup::Absent(reason, _) => reason == seqcast_proto::wire::Reason::Lost,
+                Lookup::Absent(reason, _) => reason == Reason::Lost,
             };
-            if !kept && (how == Stop::Kill || *synced) {
-                broken.get_or_insert((*session, *seq));
+            if kept {
+                continue;
             }
-            if !kept {
-                gone.push((*session, *seq));
+            if how == Stop::Kill || *promise == Promise::Synced {
+                broken.get_or_insert((session, seq));
             }
-            kept
-        });
+            gone.push((session, seq));
+            *promise = Promise::Void;
+        }
         for (session, seq) in gone {
-            if World::holder(&self.server, &self.archives, Session(session), Seq(seq)).is_none() {
-                self.truth.forget(session, seq);
+            if World::holder(&self.server, &self.archives, session, seq).is_none() {
+                self.truth.forget(session.0, seq.0);
             }
         }
         if let Some((session, seq)) = broken {
@@ -902,7 +903,7 @@ impl<'a> World<'a> {
             }
         }
         for note in notes {
-            self.note(&format!("client{n}"), || note);
+            self.note(Host::Client(n as u16), || note);
         }
         self.judge(verdict);
     }
@@ -927,9 +928,9 @@ impl<'a> World<'a> {
         if required == 0 {
             return;
         }
-        let acknowledged = |seq: Seq| {
-            let key = (session.0, seq.0);
-            self.archives.iter().filter(|a| a.promises.given.contains(&key)).count()
+        let acknowledged = |seq| {
+            let archives = self.archives.iter();
+            archives.filter(|a| a.promises.is_given(session, seq)).count()
         };
         let wrong = self
             .truth
@@ -947,7 +948,7 @@ impl<'a> World<'a> {
     fn take_archive_deeds(&mut self, n: usize) {
         for deed in std::mem::take(&mut self.archives[n].disk.deeds) {
             let Deed::Lost(session, range) = deed else { continue };
-            self.note(&format!("archive{n}"), || format!("notes {session}:{range} as lost"));
+            self.note(Host::Archive(n as u16), || format!("notes {session}:{range} as lost"));
             let host = Host::Archive(n as u16);
             let holder = |session, seq| World::holder(&self.server, &self.archives, session, seq);
             let verdict = (range.first.0..=range.last.0)
@@ -963,9 +964,9 @@ impl<'a> World<'a> {
         for frame in sent {
             let verdict = self.check_frame(&frame);
             self.judge(verdict);
-            self.note(&frame.from.to_string(), || frame_text(frame.to, &frame.bytes));
-            let all = self.hosts.clone();
-            for host in all {
+            self.note(frame.from, || frame_text(frame.to, &frame.bytes));
+            for at in 0..self.hosts.len() {
+                let host = self.hosts[at];
                 if host != frame.from && (frame.to == GROUP || frame.to == addr(host)) {
                     self.carry(&frame, host);
                 }
@@ -1009,9 +1010,11 @@ impl<'a> World<'a> {
         synced: bool,
     ) -> Verdict {
         let ArchiveHost { disk, promises, .. } = &mut self.archives[n];
+        let promises = promises.of(session);
+        let promised = if synced { Promise::Synced } else { Promise::Stored };
         for seq in ranges.flat_map(|r| (r.first.0..=r.last.0).map(Seq)) {
-            let key = (session.0, seq.0);
-            if promises.binding.contains_key(&key) {
+            let place = seq.0 as usize - 1;
+            if matches!(promises.get(place), Some(Promise::Stored | Promise::Synced)) {
                 continue;
             }
             let wrong = match disk.look_up(session, seq) {
@@ -1019,14 +1022,20 @@ impl<'a> World<'a> {
                     let stored = record.block.messages().find(|(s, _)| *s == seq).map(|(_, m)| m.payload);
                     stored.is_none() || stored != self.truth.payload(session, seq)
                 }
-                Lookup::Absent(reason, _) => reason != seqcast_proto::wire::Reason::Lost,
+                Lookup::Absent(reason, _) => reason != Reason::Lost,
             };
             if wrong {
                 let text = format!("archive{n} acknowledges {session}:{seq}, which it does not hold");
                 return Err((Oracle::Promise, text));
             }
-            promises.binding.insert(key, synced);
-            promises.given.insert(key);
+            if synced && !disk.is_safe(session, seq) {
+                let text = format!("archive{n} acknowledges {session}:{seq} as synced, which it has not synced");
+                return Err((Oracle::Promise, text));
+            }
+            if promises.len() <= place {
+                promises.resize(place + 1, Promise::None);
+            }
+            promises[place] = promised;
         }
         Ok(())
     }
@@ -1070,24 +1079,24 @@ impl<'a> World<'a> {
             }
             return;
         }
-        self.fly(frame.from, to, frame.bytes.clone());
+        self.fly(frame.from, to, Rc::clone(&frame.bytes));
         if faulty && self.rng.below(10_000) < net.doubles {
             self.counts.faults += 1;
-            self.fly(frame.from, to, frame.bytes.clone());
+            self.fly(frame.from, to, Rc::clone(&frame.bytes));
         }
     }
 
     /// What a damaged frame can look like that passes a checksum: cut short, or anything at all.
-    fn garbage(&mut self, frame: &[u8]) -> Vec<u8> {
+    fn garbage(&mut self, frame: &[u8]) -> Rc<[u8]> {
         let len = self.rng.below(frame.len() as u64) as usize;
         let mut bytes = frame[..len].to_vec();
         if self.rng.below(2) == 0 {
             bytes.fill_with(|| self.rng.next_u64() as u8);
         }
-        bytes
+        bytes.into()
     }
 
-    fn fly(&mut self, from: Host, to: Host, bytes: Vec<u8>) {
+    fn fly(&mut self, from: Host, to: Host, bytes: Rc<[u8]>) {
         let net = &self.plan.net;
         let jitter = if self.healed.is_none() {
             self.rng.below(net.jitter + 1)

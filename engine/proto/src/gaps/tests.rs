@@ -199,6 +199,41 @@ fn the_server_alone_cannot_declare_a_loss_while_an_archive_exists() {
 }
 
 #[test]
+fn a_refusal_counts_for_what_was_known_then_and_no_more() {
+    for (max_gaps, later) in [(1024, range(11, 10)), (1, range(30, 1))] {
+        let config = GapConfig {
+            max_gaps,
+            ..GapConfig::default()
+        };
+        let mut gaps = Gaps::new(config, 1);
+        let mut parties = both();
+        parties.set_archives([].into_iter());
+        parties.archived = false;
+        gaps.miss(range(1, 10), 0);
+        gaps.refused(range(1, 10), SERVER, true, (Reason::TooOld, 0), &parties, 1);
+        gaps.miss(later, 2);
+        while let Some(lost) = gaps.take_given_up(3, &parties) {
+            assert_eq!(lost.intersect(later), None, "at most {max_gaps} gaps");
+        }
+        assert!(gaps.asks_for(later.first) && gaps.asks_for(later.last));
+    }
+}
+
+#[test]
+fn what_there_was_no_room_for_is_asked_of_the_same_party_at_once() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(1, 4), 0);
+    for at in 1..5 {
+        assert_eq!(
+            ask(&mut gaps, at, &parties),
+            [(ARCHIVE, flags::ASK_ARCHIVE, vec![range(1, 4)])]
+        );
+        gaps.turned_away(range(1, 4), at);
+    }
+}
+
+#[test]
 fn progress_keeps_a_long_catch_up_alive() {
     let config = GapConfig {
         ask_window: 10,

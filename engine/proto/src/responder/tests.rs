@@ -141,3 +141,79 @@ fn who_asks_at_length_is_answered_in_full() {
     assert_eq!(responder.stats().repaired, 35 * 64);
     assert_eq!(responder.stats().limited, 0);
 }
+
+/// Records 1 to 3 and 6 to 9 of what was once more.
+struct Torn(Option<End>);
+
+impl Store for Torn {
+    fn look_up(&self, _: Session, seq: Seq) -> Lookup<'_> {
+        match seq.0 {
+            4 | 5 => Lookup::Absent(Reason::NotYet, Seq(5)),
+            1..=9 => {
+                let block = Block::trusted(seq, 1, &[0; 4]);
+                Lookup::Found(Record { block, time: 0 })
+            }
+            _ => Lookup::Absent(Reason::NotYet, Seq(u32::MAX)),
+        }
+    }
+
+    fn end_of(&self, _: Session) -> Option<End> {
+        self.0
+    }
+
+    fn previous_of(&self, _: Session) -> Session {
+        Session::NONE
+    }
+
+    fn session_after(&self, _: Session) -> Session {
+        Session::NONE
+    }
+}
+
+/// Keeps what is refused.
+#[derive(Default)]
+struct Refusals(Vec<(SeqRange, Reason)>);
+
+impl Outbox for Refusals {
+    fn send(&mut self, _: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        let mut buf = [0; MAX_FRAME];
+        let len = build(&mut buf);
+        if let Body::Unavailable(refusals) = Frame::parse(&buf[..len]).unwrap().body {
+            self.0.extend(refusals.iter().map(|(range, reason, _)| (range, reason)));
+        }
+        true
+    }
+
+    fn max_frame(&self) -> usize {
+        MAX_FRAME
+    }
+}
+
+#[test]
+fn a_server_says_of_what_its_closed_log_lacks_that_it_will_never_come() {
+    let end = Some(End {
+        last: Seq(9),
+        next: Session(8),
+    });
+    let hole = SeqRange::of(Seq(4), 2).unwrap();
+    for (is_server, end, reason) in [
+        (true, end, Reason::TooOld),
+        // It may still be recorded.
+        (true, None, Reason::NotYet),
+        // Somebody may still repair it.
+        (false, end, Reason::NotYet),
+    ] {
+        let mut responder = Responder::new(Stream(1), 3, is_server, RepairConfig::new(GROUP), 16);
+        let now = Now { mono: 1, wall: 1 };
+        ask(
+            &mut responder,
+            now,
+            asker(1),
+            &[SeqRange::of(Seq(1), 9).unwrap()],
+            &mut Wire::default(),
+        );
+        let mut out = Refusals::default();
+        responder.pump(now, 64, &Torn(end), &mut out);
+        assert_eq!(out.0, [(hole, reason)], "server {is_server}, {end:?}");
+    }
+}
