@@ -30,6 +30,15 @@ struct Kept {
 }
 
 impl Kept {
+    const NOTHING: Kept = Kept {
+        session: Session::NONE,
+        first: Seq(0),
+        count: 0,
+        len: 0,
+        at: 0,
+        time: 0,
+    };
+
     fn last(&self) -> Seq {
         self.first.plus(u32::from(self.count)).prev()
     }
@@ -83,10 +92,12 @@ impl Window {
             .step_by(PAGE)
             .for_each(|b| *b = std::hint::black_box(1));
         let most = size / BYTES_PER_FRAME;
+        let mut frames = VecDeque::from(vec![Kept::NOTHING; most]);
+        frames.clear();
         Ok(Window {
             bytes,
             tail: Place::default(),
-            frames: VecDeque::with_capacity(most),
+            frames,
             most,
             sessions: VecDeque::with_capacity(ENDED + 1),
             drop_oldest,
@@ -138,10 +149,30 @@ impl Window {
         self.sessions.iter_mut().rfind(|k| k.session == session)
     }
 
-    /// The frames of a session lie together, ascending.
+    /// The frame with this number, if it is kept. The frames of a session lie together, ascending.
+    ///
+    /// Most that is asked for was sent just now: the search goes back from the newest frame in growing
+    /// steps, which stay in the cache, and halves only the last one.
     fn find(&self, session: Session, seq: Seq) -> Option<&Kept> {
-        let at = self.frames.partition_point(|f| (f.session, f.last()) < (session, seq));
-        self.frames.get(at).filter(|f| f.session == session && f.first <= seq)
+        let is_before = |at: usize| (self.frames[at].session, self.frames[at].last()) < (session, seq);
+        let (mut low, mut high, mut step) = (0, self.frames.len(), 1);
+        while low < high {
+            let at = high - step.min(high - low);
+            if is_before(at) {
+                low = at + 1;
+                break;
+            }
+            (high, step) = (at, 2 * step);
+        }
+        while low < high {
+            let middle = low.midpoint(high);
+            if is_before(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        self.frames.get(low).filter(|f| f.session == session && f.first <= seq)
     }
 }
 
