@@ -2,7 +2,7 @@
 //!
 //! Who asks for what a receiver may well have lost, up to one message in 8 of those published since it
 //! asked before, is answered at once. Who asks for more, be it that it catches up, or that it asks for
-//! everything, for ever, gets the time that the stream leaves, and beyond that one part in 64 together
+//! everything, for ever, gets the time that the stream leaves, and beyond that one part in 128 together
 //! with all others of its kind; reading their NAKs counts. When nothing is left, their NAKs are dropped:
 //! whoever still needs the answer asks again.
 //!
@@ -13,7 +13,7 @@ use std::net::SocketAddrV4;
 use seqcast_proto::time::{MICROS, Nanos};
 
 /// One frame in so many is a repair for the greedy when the stream takes all there is.
-const PART: f32 = 1.0 / 64.0;
+const PART: f32 = 1.0 / 128.0;
 /// Most frames saved, or owed.
 const MOST: f32 = 64.0;
 /// What one NAK and one range in it cost, in frames.
@@ -21,8 +21,10 @@ const NAK: f32 = 0.125;
 const RANGE: f32 = 0.125;
 /// What a frame takes, until it is known.
 const FIRST_GUESS: Nanos = 2 * MICROS;
-/// Frames in a turn from which on its time tells what one takes.
+/// Frames in a turn from which on its time tells what one takes, unless it took so many times as long as
+/// it should: then the engine has paused.
 const SAMPLE: u64 = 32;
+const PAUSE: f32 = 4.0;
 
 /// One message in so many may be lost on the way to a client that is not greedy.
 const LOSS: u64 = 8;
@@ -82,19 +84,23 @@ impl Share {
             // Two turns with one look at the clock are one.
             return;
         }
-        let time = (now - self.last) as f32;
         let published = self.published as f32;
-        if self.published >= SAMPLE {
-            let sample = time / (published + self.spent);
-            // Much more was a pause, not work.
-            if sample < 4.0 * self.cost {
-                self.cost += (sample - self.cost) / 16.0;
+        let work = published + self.spent;
+        let time = (now - self.last) as f32;
+        // Frames' worth of time beyond the work that is known of.
+        let beyond = time / self.cost - work;
+        let busy = self.published >= SAMPLE && beyond < PAUSE * work;
+        let earned = match (busy, self.spent > 0.0) {
+            (true, false) => {
+                self.cost += (time / work - self.cost) / 16.0;
+                0.0
             }
-        }
-        // May be less than nothing: what one turn takes more than another is no idle time.
-        let idle = time / self.cost - published - self.spent;
-        let earned = published * PART + idle;
-        self.credit = (self.credit + earned).clamp(-MOST, MOST);
+            // Repairs and NAKs took longer than frames of the stream do.
+            (true, true) => -beyond.max(0.0),
+            // Idle.
+            (false, _) => beyond,
+        };
+        self.credit = (self.credit + earned + published * PART).clamp(-MOST, MOST);
         (self.last, self.published, self.spent) = (now, 0, 0.0);
     }
 
@@ -177,6 +183,11 @@ mod tests {
 
     /// A client asks for so many messages before each of 10 000 turns: REPAIR frames sent, NAKs read.
     fn ask(messages: u64, published: u64, idle: Nanos) -> (u64, u64) {
+        ask_at(messages, published, idle, FRAME)
+    }
+
+    /// The same, where a REPAIR frame takes as long as given.
+    fn ask_at(messages: u64, published: u64, idle: Nanos, repair: Nanos) -> (u64, u64) {
         let mut share = Share::new(0);
         let (mut now, mut repairs, mut naks, mut waiting) = (0, 0, 0, 0);
         for turn in 0..10_000 {
@@ -191,18 +202,28 @@ mod tests {
             share.repaired(sent, waiting > 0);
             repairs += sent;
             naks += u64::from(read);
-            now += (published + sent) * FRAME + u64::from(read) * 4 * FRAME + idle;
+            now += published * FRAME + sent * repair + u64::from(read) * 4 * FRAME + idle;
         }
         (repairs, naks)
     }
 
     #[test]
-    fn a_stream_that_takes_all_there_is_leaves_the_greedy_one_frame_in_64() {
+    fn a_stream_that_takes_all_there_is_leaves_the_greedy_one_frame_in_128() {
         let (repairs, naks) = ask(100_000, 64, 0);
         let spent = repairs + 5 * naks;
         assert!(
-            (9_000..12_000).contains(&spent) && naks > 0 && repairs > 0,
+            (4_500..6_500).contains(&spent) && naks > 0 && repairs > 0,
             "{repairs} frames and {naks} NAKs in 10 000 turns of 64"
+        );
+    }
+
+    #[test]
+    fn repairs_that_take_longer_are_fewer() {
+        let (repairs, naks) = ask_at(100_000, 64, 0, 8 * FRAME);
+        let took = 8 * repairs + 4 * naks;
+        assert!(
+            (4_000..6_500).contains(&took) && repairs > 0,
+            "{repairs} frames and {naks} NAKs"
         );
     }
 
