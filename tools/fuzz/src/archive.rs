@@ -1,12 +1,13 @@
 //! Opening an archive of which somebody has changed the files.
 
+use std::fs;
 use std::sync::Arc;
 
 use seqcast_archive::storage::{Crash, Faulty, Storage};
-use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy};
+use seqcast_archive::{Archive, Options, Reader, SessionMeta, SyncPolicy};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
-use crate::Input;
+use crate::{Input, scratch};
 
 const STREAM: Stream = Stream(1);
 const SESSION: Session = Session(5);
@@ -36,12 +37,17 @@ pub(crate) fn open(bytes: &[u8]) {
         // Refused where it overlaps.
         let _ = log.append(first, count, 0, 0, 0, &block);
     }
-    match input.u8() % 3 {
+    let end = input.u8();
+    match end % 3 {
         0 => archive.close().expect("a sound disk"),
         1 => disk = Arc::new(disk.crash(Crash::Kill).expect("enough memory")),
         _ => disk = Arc::new(disk.crash(Crash::PowerLoss).expect("enough memory")),
     }
     damage(&*disk, &mut input);
+    // Real files take longer than all else.
+    if end >= 0xe0 {
+        look(&*disk);
+    }
 
     match Archive::open_on(disk, STREAM, OPTIONS) {
         Err(error) => assert!(!error.to_string().is_empty()),
@@ -67,7 +73,8 @@ pub(crate) fn open(bytes: &[u8]) {
     }
 }
 
-fn damage(disk: &dyn Storage, input: &mut Input<'_>) {
+/// Paths and lengths of all files.
+fn files(disk: &dyn Storage) -> Vec<(String, usize)> {
     let mut files = Vec::new();
     for dir in ["".to_owned(), format!("{:010}", SESSION.0)] {
         for found in disk.list(&dir).unwrap_or_default() {
@@ -79,6 +86,39 @@ fn damage(disk: &dyn Storage, input: &mut Input<'_>) {
             files.extend(found.len.map(|len| (path, len as usize)));
         }
     }
+    files
+}
+
+/// Opens a copy of the files beside no writer: refused with a reason, or each record is where the
+/// reader says.
+fn look(disk: &dyn Storage) {
+    let dir = scratch();
+    for (path, _) in files(disk) {
+        let path_there = dir.path().join(&path);
+        fs::create_dir_all(path_there.parent().expect("a path within")).expect("memory takes all");
+        fs::write(path_there, disk.read(&path).expect("a listed file")).expect("memory takes all");
+    }
+    let session = Reader::open(dir.path()).and_then(|reader| reader.session(SESSION));
+    let mut session = match session {
+        Ok(session) => session,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    session.verify(|_| {}).expect("files that can be read");
+    assert!(session.in_log_order().all(|record| record.is_ok()));
+    let mut next = Seq(0);
+    for record in session.in_order(Seq::FIRST).take(1024) {
+        let range = record.expect("files that can be read").range();
+        assert!(range.last >= next);
+        next = range.end();
+    }
+    for seq in (0..64).map(Seq) {
+        let found = session.read(seq).expect("files that can be read");
+        assert!(found.is_none_or(|record| record.range().contains(seq)));
+    }
+}
+
+fn damage(disk: &dyn Storage, input: &mut Input<'_>) {
+    let files = files(disk);
     while !input.is_empty() && !files.is_empty() {
         let (path, len) = &files[usize::from(input.u8()) % files.len()];
         let how = input.u8();

@@ -32,6 +32,8 @@ pub const HARNESSES: &[(&str, Harness)] = &[
     ("packet", packet::parse),
     #[cfg(feature = "files")]
     ("ring", ring::read),
+    #[cfg(feature = "files")]
+    ("saved", feeds::saved),
     ("seal", seal::open),
     ("states", states::run),
     ("subjects", subjects::compare),
@@ -46,6 +48,14 @@ pub const HARNESSES: &[(&str, Harness)] = &[
 pub fn harness(name: &str) -> Harness {
     let found = HARNESSES.iter().find(|(n, _)| *n == name);
     found.unwrap_or_else(|| panic!("no harness {name}")).1
+}
+
+/// A directory for what is read by path, in memory where the system has a place for that.
+#[cfg(feature = "files")]
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("a directory for temporary files")
 }
 
 /// Takes values off the front of the input; zeros once it is used up.

@@ -1,8 +1,8 @@
-//! A server, an archive and two clients that talk to each other, and a stranger who knows the stream.
+//! A server, an archive and four clients that talk to each other, and a stranger who knows the stream.
 
 use std::net::SocketAddrV4;
 
-use seqcast_proto::client::Start;
+use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::wire::{Endpoint, HeartbeatBody, Kind, Message, Reason, Role, Stamp, put_message};
 
@@ -15,6 +15,10 @@ mod common;
 use common::{GROUP, Net, STREAM, World, addr};
 
 const HELD: usize = 64;
+/// How many times as long as its questions the answers to a stranger may be.
+const AMPLIFICATION: u64 = 8;
+/// The client that takes messages as they arrive.
+const ON_ARRIVAL: usize = 2;
 const KINDS: [Kind; 7] = [
     Kind::Data,
     Kind::Heartbeat,
@@ -26,7 +30,8 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// Whatever the stranger sends to whomever: nobody panics, no store is asked to break its rules, each
-/// client delivers in the order of identities and once, and holds no more than it may.
+/// client delivers once and in its order, and holds no more than it may. Answers to the stranger are
+/// no longer than its questions allow.
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let net = Net {
@@ -35,10 +40,25 @@ pub(crate) fn run(bytes: &[u8]) {
         jitter: u64::from(input.u8()) * 1000,
     };
     let mut world = World::new(u64::from(input.u16()), net, 10_000);
+    world.amplification = AMPLIFICATION as u32;
     world.start_server();
     world.start_archive();
     world.add_client(Start::Now);
     world.add_client(Start::Session);
+    let current = world.server.as_ref().map_or(Session::NONE, |s| s.position().0);
+    let first = Seq(u32::from(input.u8() & 15));
+    for (order, start) in [
+        (Order::Arrival, Start::Session),
+        (Order::Sequence, Start::After(current, first)),
+    ] {
+        let mut config = ClientConfig::new(STREAM, 200 + world.clients.len() as u32);
+        (config.order, config.start) = (order, start);
+        config.hold_frames = HELD as u32;
+        config.seek_group = Some(GROUP);
+        let at = world.add_client(start);
+        world.clients[at].client = Client::new(config, world.now);
+    }
+    let mut asked = 0;
     for _ in 0..64 {
         if input.is_empty() {
             break;
@@ -54,6 +74,7 @@ pub(crate) fn run(bytes: &[u8]) {
                 let (host, from) = parties(&mut input);
                 let len = usize::from(input.u8());
                 let bytes = input.take(len).to_vec();
+                asked += bytes.len() as u64;
                 world.inject(host, from, bytes);
             }
             3 => restart(&mut world, input.u8()),
@@ -61,16 +82,23 @@ pub(crate) fn run(bytes: &[u8]) {
                 let (host, from) = parties(&mut input);
                 let current = world.server.as_ref().map_or(Session::NONE, |s| s.position().0);
                 let bytes = frame(&mut input, current);
+                asked += bytes.len() as u64;
                 world.inject(host, from, bytes);
                 world.step(usize::from(input.u8() & 1));
             }
         }
     }
     (0..8).for_each(|_| world.step(0));
-    for host in &world.clients {
+    assert!(world.answered_strangers <= asked * AMPLIFICATION);
+    for (i, host) in world.clients.iter().enumerate() {
         assert!(host.client.held() <= HELD);
-        let got = host.app.got.windows(2);
-        got.for_each(|pair| assert!((pair[0].0, pair[0].1) < (pair[1].0, pair[1].1), "order of numbers"));
+        let mut got: Vec<_> = host.app.got.iter().map(|(session, seq, _)| (*session, *seq)).collect();
+        if i == ON_ARRIVAL {
+            // Sessions still follow each other.
+            assert!(got.is_sorted_by_key(|(session, _)| *session), "order of sessions");
+            got.sort_unstable();
+        }
+        assert!(got.is_sorted_by(|a, b| a < b), "order of numbers");
     }
 }
 
@@ -85,14 +113,14 @@ fn restart(world: &mut World, which: u8) {
 }
 
 fn parties(input: &mut Input<'_>) -> (u16, SocketAddrV4) {
-    const HOSTS: [u16; 4] = [1, 2, 10, 11];
+    const HOSTS: [u16; 6] = [1, 2, 10, 11, 12, 13];
     let choice = input.u8();
     let from = match choice >> 2 & 3 {
         0 => addr(99),
         1 => GROUP,
         other => addr(u16::from(other) - 1),
     };
-    (HOSTS[usize::from(choice & 3)], from)
+    (HOSTS[usize::from((choice & 3) + (choice >> 7) * 2)], from)
 }
 
 /// A number close to an edge, or any.

@@ -1,4 +1,5 @@
-//! The fuzzer's harnesses over the committed corpora and mutations of them, the same in each run.
+//! The fuzzer's harnesses over the committed corpora, what once broke them, and mutations of both, the
+//! same in each run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +11,16 @@ use seqcast_proto::rng::Rng;
 const MUTATIONS: u64 = 2_000;
 
 fn inputs(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-    let mut found: Vec<_> = fs::read_dir(&dir)
-        .unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.clone(), fs::read(path).unwrap()))
-        .collect();
-    found.sort();
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let in_dir = |kind: &str| -> Vec<_> {
+        let files = fs::read_dir(fuzz.join(kind).join(name)).into_iter().flatten();
+        let paths = files.map(|entry| entry.unwrap().path());
+        paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    };
+    let mut found = in_dir("corpus");
     assert!(!found.is_empty(), "no corpus for {name}");
+    found.extend(in_dir("crashes"));
+    found.sort();
     found
 }
 

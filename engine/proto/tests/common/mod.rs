@@ -13,6 +13,7 @@ use seqcast_proto::client::{Client, ClientConfig, Start};
 use seqcast_proto::io::{
     Application, ArchiveStore, Delivery, End, Event, Lookup, Outbox, Record, Refused, ServerStore, Store,
 };
+use seqcast_proto::responder::RepairConfig;
 use seqcast_proto::rng::Rng;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::server::{Inherited, RateLimit, Server, ServerConfig, Source};
@@ -336,6 +337,10 @@ pub struct World {
     pub lose_data: bool,
     /// Clients multicast their NAKs.
     pub ask_group: bool,
+    /// Answers are at most so many times as long as questions.
+    pub amplification: u32,
+    /// Bytes of answers, with their headers, to addresses of none of the parts.
+    pub answered_strangers: u64,
     runs: u32,
     sent: u64,
     flying: BinaryHeap<InFlight>,
@@ -358,6 +363,8 @@ impl World {
             archives: 1,
             lose_data: false,
             ask_group: false,
+            amplification: RepairConfig::new(GROUP).amplification,
+            answered_strangers: 0,
             runs: 0,
             sent: 0,
             flying: BinaryHeap::new(),
@@ -396,11 +403,13 @@ impl World {
         config.archives = self.archives;
         config.range_end = self.range_end;
         config.rate = self.rate;
+        config.repair.amplification = self.amplification;
         self.server = Some(Server::open(config, session, &inherited, self.now, disk).unwrap());
     }
 
     pub fn start_archive(&mut self) {
-        let config = ArchiverConfig::new(STREAM, GROUP, addr(2), 77);
+        let mut config = ArchiverConfig::new(STREAM, GROUP, addr(2), 77);
+        config.repair.amplification = self.amplification;
         self.archive = Some(Archiver::new(config, self.now, &mut self.archive_disk));
     }
 
@@ -423,6 +432,11 @@ impl World {
 
     fn dispatch(&mut self, frames: Vec<(SocketAddrV4, SocketAddrV4, Vec<u8>)>) {
         for (from, to, bytes) in frames {
+            let answers = [Kind::Repair, Kind::Unavailable, Kind::End];
+            if to != GROUP && usize::from(host(to)) >= 10 + self.clients.len() {
+                let is_answer = answers.iter().any(|kind| bytes[3] == *kind as u8);
+                self.answered_strangers += if is_answer { 28 + bytes.len() as u64 } else { 0 };
+            }
             let hosts: Vec<u16> = if to == GROUP {
                 [1, 2]
                     .into_iter()
