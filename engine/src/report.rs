@@ -189,6 +189,8 @@ pub struct ArchiveReport {
     pub repaired: u64,
     /// Messages that came again.
     pub duplicates: u64,
+    /// Messages that came from behind the recorded end of their session; not stored.
+    pub late: u64,
     /// Gaps that opened.
     pub gaps: u64,
     /// Messages known to exist and not stored.

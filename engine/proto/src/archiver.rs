@@ -82,6 +82,8 @@ pub struct ArchiverStats {
     pub records: u64,
     /// Messages received that were stored already.
     pub duplicates: u64,
+    /// Messages in frames that reached behind the recorded end of their session; not stored.
+    pub late: u64,
     /// Gaps that opened; with two lines, on both of them.
     pub gaps: u64,
     /// Messages that came by repair.
@@ -417,6 +419,12 @@ impl Archiver {
     fn on_block(&mut self, now: Now, at: usize, time: Nanos, block: &Block<'_>, store: &mut impl ArchiveStore) {
         let Some(range) = block.range() else { return };
         let recording = &mut self.recordings[at];
+        // Sent by a server that has lost it with its power: its next run has told an end without it, and
+        // whoever asks is answered with that end.
+        if recording.end.is_some_and(|end| range.last > end.last) {
+            self.stats.late += u64::from(block.count());
+            return;
+        }
         // The first message of a session seen late: heartbeats say how much older ones there are.
         if recording.horizon == Seq::FIRST && recording.have.is_empty() && recording.oldest.is_none() {
             recording.horizon = range.first;

@@ -961,6 +961,7 @@ impl Record {
             records: stats.records,
             repaired: stats.repaired,
             duplicates: stats.duplicates,
+            late: stats.late,
             gaps: stats.gaps,
             missing: self.archiver.missing(),
             lost: stats.lost,
