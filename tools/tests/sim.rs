@@ -41,8 +41,8 @@ fn fixed_seeds_break_no_rule() {
     (0..200).for_each(check);
 }
 
-/// Plays seeds that nobody has seen for SEQCAST_SIM_SECONDS (0 unless set: about one
-/// seed in 1000 still fails, and a change should not be held up by that).
+/// Plays seeds that nobody has seen for SEQCAST_SIM_SECONDS (0 unless set: a change should not be
+/// held up by what is not its fault).
 #[test]
 fn fresh_seeds_break_no_rule() {
     let _alone = alone();

@@ -206,10 +206,7 @@ impl Archiver {
         if let Some(end) = recording.end {
             recording.horizon = recording.horizon.max(end.last.next());
             // Nothing more will be heard of it, so its holes are asked for now.
-            if let Some(all) = SeqRange::new(Seq::FIRST, end.last) {
-                let Recording { have, gaps, .. } = &mut recording;
-                have.absent(all, |r| gaps.miss(r, now));
-            }
+            recording.miss_absent(now);
         }
         recording
     }
@@ -356,6 +353,10 @@ impl Archiver {
                         self.set_end(now.mono, at, end, store);
                     }
                     let recording = &mut self.recordings[at];
+                    if missed {
+                        // The server waits for what a loss of power has taken out of this log.
+                        recording.miss_absent(now.mono);
+                    }
                     recording.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
                     recording.traced |= by_server;
                     let previous = Session(body.previous_session.get());
@@ -759,7 +760,12 @@ impl Archiver {
                 }
             }
         }
-        let beyond = range.last >= recording.horizon && recording.end.is_none();
+        // Somebody may still have what comes before it.
+        let is_next = recording
+            .gaps
+            .first_from(recording.horizon)
+            .is_none_or(|f| f > range.first);
+        let beyond = range.last >= recording.horizon && is_next && recording.end.is_none();
         if beyond && at + 1 < self.recordings.len() {
             let next = match self.is_linked(at + 1) {
                 true => self.recordings[at + 1].session,
@@ -894,6 +900,14 @@ impl<S: Store> Store for Known<'_, S> {
 }
 
 impl Recording {
+    /// Notes all that is not held of what exists.
+    fn miss_absent(&mut self, now: Nanos) {
+        let Recording { have, gaps, .. } = self;
+        if let Some(all) = SeqRange::new(Seq::FIRST, self.horizon.prev()) {
+            have.absent(all, |r| gaps.miss(r, now));
+        }
+    }
+
     /// Whether nothing more is to be expected of it.
     fn is_settled(&self) -> bool {
         self.end.is_some_and(|e| e.next != Session::NONE) && self.gaps.is_empty()

@@ -387,16 +387,10 @@ impl<F: AsRef<[u8]>> Client<F> {
             // Whoever still answers knows whether there was more.
             self.probe(now.mono);
         }
-        // Nothing is asked for that could not be held when it comes.
         if self.gaps.is_empty() && self.reach < self.hold.window() {
             self.set_reach(self.hold.window());
         }
-        let mut limit = self.cursor.next.plus(self.reach);
-        if !self.hold.has_room() {
-            limit = self.hold.top(self.cursor.next).unwrap_or(limit);
-        } else if self.config.order == Order::Arrival && !self.cursor.blocked {
-            limit = Seq(u32::MAX);
-        }
+        let limit = self.limit();
         if self.gaps.is_due(now.mono, limit) && (!self.cursor.blocked || self.hold.has_room()) {
             let Cursor { session, stats, .. } = &mut self.cursor;
             self.gaps
@@ -404,6 +398,8 @@ impl<F: AsRef<[u8]>> Client<F> {
             while let Some(range) = self.gaps.take_given_up(now.mono, &self.parties) {
                 self.give_up(now.mono, range, app);
             }
+            // What was given up makes room to ask.
+            let limit = self.limit();
             let stamp = nak_stamp(self.config.stream, self.cursor.session, self.config.origin);
             self.gaps.ask(now, limit, &self.parties, stamp, out);
         }
@@ -419,6 +415,18 @@ impl<F: AsRef<[u8]>> Client<F> {
             Nanos::MAX
         };
         silence.min(retry).min(self.gaps.next_due().max(now.mono + 1))
+    }
+
+    /// Nothing from here on is asked for: it could not be held when it comes.
+    fn limit(&mut self) -> Seq {
+        let reach = self.cursor.next.plus(self.reach);
+        if !self.hold.has_room() {
+            self.hold.top(self.cursor.next).unwrap_or(reach)
+        } else if self.config.order == Order::Arrival && !self.cursor.blocked {
+            Seq(u32::MAX)
+        } else {
+            reach
+        }
     }
 
     /// Whether a frame of the server may be used; keeps watch over its identity.
@@ -781,7 +789,9 @@ impl<F: AsRef<[u8]>> Client<F> {
                 self.drain(app);
             }
         }
-        if range.last >= self.horizon && self.end.is_none() && self.upcoming > self.cursor.session {
+        // Somebody may still have what comes before it.
+        let is_next = self.gaps.first_from(self.horizon).is_none_or(|f| f > range.first);
+        if range.last >= self.horizon && is_next && self.end.is_none() && self.upcoming > self.cursor.session {
             app.event(Event::TailUnknown {
                 session: self.cursor.session,
                 from: self.horizon,

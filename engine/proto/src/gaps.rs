@@ -329,6 +329,13 @@ impl Gaps {
         self.list.iter().map(|g| g.range.first).min()
     }
 
+    /// The lowest missing number that is not below `seq`.
+    #[must_use]
+    pub fn first_from(&self, seq: Seq) -> Option<Seq> {
+        let at = self.list.partition_point(|g| g.range.last < seq);
+        self.list.get(at).map(|g| g.range.first.max(seq))
+    }
+
     /// How many messages are missing, an upper bound.
     #[must_use]
     pub fn missing(&self) -> u64 {

@@ -130,3 +130,29 @@ fn a_session_that_was_missed_as_a_whole_is_fetched_when_the_server_tells_of_it()
         .poll(archive.now, 8, &mut archive.disk, &mut archive.said);
     assert!(archive.said.asked.contains(&Session(50)), "{:?}", archive.said.asked);
 }
+
+#[test]
+fn what_a_log_has_lost_of_an_older_session_is_asked_for_when_the_server_reminds_of_it() {
+    let mut archive = Archive::new(60);
+    let log: &mut dyn ArchiveStore = &mut archive.disk;
+    log.open_session(Session(50), Session(49), 1).unwrap();
+    let block = Block::parse(Seq(2), 1, &[0; 4]).unwrap();
+    // Neither the first message nor the end has outlived a loss of power.
+    log.append(Session(50), &Record { block, time: 0 }, 0).unwrap();
+    let config = ArchiverConfig::new(STREAM, GROUP, addr(2), 77);
+    archive.machine = Archiver::new(config, archive.now.mono, &mut archive.disk);
+    let body = HeartbeatBody {
+        previous_session: SESSIONS.into(),
+        previous_last: 2.into(),
+        oldest: 1.into(),
+        acknowledged: 1.into(),
+    };
+    let server = [Endpoint::new(addr(1), Role::Server)];
+    archive.hear(|buf| stamp(SESSIONS + 1, 1, flags::ARCHIVED).heartbeat(buf, &body, &server));
+    archive.remind(50);
+    archive.now.mono += SECONDS;
+    archive
+        .machine
+        .poll(archive.now, 8, &mut archive.disk, &mut archive.said);
+    assert!(archive.said.asked.contains(&Session(50)), "{:?}", archive.said.asked);
+}

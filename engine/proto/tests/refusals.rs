@@ -205,3 +205,19 @@ fn an_end_by_one_who_does_not_know_what_followed_ends_nothing() {
     assert_eq!(resumed.client.position(), Some((OLD, Seq(5))));
     assert_eq!(resumed.events.0, []);
 }
+
+#[test]
+fn a_tail_is_not_unknown_while_somebody_may_have_its_start() {
+    let mut resumed = Resumed::new();
+    resumed.rounds(|r, from| {
+        r.refuse(from, range(5, 16), Reason::NotYet, 0);
+        r.refuse(from, range(17, 8200), Reason::UnknownSession, NEW.0);
+    });
+    assert_eq!(resumed.events.0, []);
+    resumed.rounds(|r, from| r.refuse(from, range(5, 16), Reason::UnknownSession, NEW.0));
+    let unknown = Event::TailUnknown {
+        session: OLD,
+        from: Seq(5),
+    };
+    assert_eq!(resumed.events.0[0], unknown, "{:?}", resumed.events.0);
+}

@@ -1,7 +1,7 @@
 //! One run: the production state machines over a made network, on made disks, in made time.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
@@ -233,6 +233,8 @@ pub(super) struct World<'a> {
     cut: BTreeMap<(Host, Host), u32>,
     /// Frames still to be lost in the burst on the way to a host.
     bursts: BTreeMap<Host, u64>,
+    /// What a loss of power has taken out of the server's log: it cannot let go of that.
+    torn: BTreeSet<(Session, Seq)>,
     /// The last number of each session that the server has let go of.
     released: BTreeMap<Session, Seq>,
     hosts: Vec<Host>,
@@ -299,6 +301,7 @@ impl<'a> World<'a> {
             stuck: BTreeMap::new(),
             cut: BTreeMap::new(),
             bursts: BTreeMap::new(),
+            torn: BTreeSet::new(),
             released: BTreeMap::new(),
             hosts: plan.hosts(),
             number: 0,
@@ -688,6 +691,12 @@ impl<'a> World<'a> {
         if std::mem::take(&mut server.lost_power) {
             for known in &inherited {
                 self.truth.withdraw(known.session, known.end.last.next());
+                let released = self.released.get(&known.session).map_or(Seq::FIRST, |s| s.next());
+                for seq in (released.0..=known.end.last.0).map(Seq) {
+                    if !server.disk.holds(known.session, seq) {
+                        self.torn.insert((known.session, seq));
+                    }
+                }
             }
         }
         let newest = inherited.last().map_or(0, |i| i.session.0 + 1);
@@ -936,6 +945,7 @@ impl<'a> World<'a> {
             .truth
             .due(session, from)
             .take_while(|s| *s <= last)
+            .filter(|s| !self.torn.contains(&(session, *s)))
             .map(|seq| (seq, acknowledged(seq)))
             .find(|(_, by)| *by < required);
         if let Some((seq, by)) = wrong {
