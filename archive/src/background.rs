@@ -397,6 +397,7 @@ impl Background {
         lock(&self.inbox).absorb(jobs);
     }
 
+    #[inline]
     pub(crate) fn publish(&self, tail: Position) {
         self.tail.store(tail.0, Ordering::Release);
     }
@@ -407,6 +408,11 @@ impl Background {
 
     pub(crate) fn allocated(&self) -> u64 {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.get().is_some()
     }
 
     pub(crate) fn failed(&self) -> Option<io::Error> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use seqcast_proto::seq::{Seq, SeqRange, Stream};
 
-use crate::{Error, FORMAT_VERSION};
+use crate::{Error, FORMAT_VERSION, crc32c};
 
 /// Magic, version and stream.
 const PREFIX: usize = 16;
@@ -46,7 +46,7 @@ impl Fields {
     }
 
     pub(crate) fn seal(self) -> Vec<u8> {
-        let crc = crc_fast::crc32_iscsi(&self.0);
+        let crc = crc32c(&self.0);
         self.u32(crc).0
     }
 }
@@ -96,7 +96,7 @@ impl<'a> Parser<'a> {
             None => return Err(Fault::Damaged),
         }
         let (sealed, crc) = bytes.split_last_chunk::<4>().ok_or(Fault::Damaged)?;
-        if sealed.len() < PREFIX || crc_fast::crc32_iscsi(sealed) != u32::from_le_bytes(*crc) {
+        if sealed.len() < PREFIX || crc32c(sealed) != u32::from_le_bytes(*crc) {
             return Err(Fault::Damaged);
         }
         parser.stream = Stream(u32_at(bytes, 12));

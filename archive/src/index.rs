@@ -64,6 +64,7 @@ impl Index {
         self.slot(chunk).is_some()
     }
 
+    #[inline]
     fn slot(&self, chunk: u32) -> Option<&Chunk> {
         self.chunks.get(chunk as usize)?.as_ref()
     }
@@ -110,11 +111,13 @@ impl Index {
     }
 
     /// Whether [`Index::set`] may be called for numbers of this chunk.
+    #[inline]
     pub(crate) fn ready(&self, chunk: u32) -> bool {
         self.slot(chunk).is_some_and(|c| c.map.get().is_some())
     }
 
     /// Records that every number of `range` is stored at `position`. Its chunks must be ready.
+    #[inline]
     pub(crate) fn set(&mut self, range: SeqRange, position: Position) {
         let mut from = range.first;
         while from <= range.last {

@@ -17,6 +17,7 @@ use seqcast_proto::seq::{Session, Stream};
 mod background;
 mod checkpoint;
 mod codec;
+mod crc;
 mod error;
 mod index;
 pub mod mapping;
@@ -29,6 +30,7 @@ mod session;
 pub mod storage;
 
 pub use checkpoint::SessionMeta;
+pub use crc::{crc32c, crc32c_of};
 pub use error::{AppendError, Error};
 pub use reader::{Damage, OwnedRecord, Progress, Reader, SessionReader, Verified};
 pub use record::Record;

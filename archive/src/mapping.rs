@@ -14,7 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
 
@@ -75,13 +75,13 @@ impl Mapping {
     /// it another process or recovery after a kill, sees all earlier writes too.
     ///
     /// # Panics
-    /// When `at` is not 4-byte aligned or the word would not lie inside the mapping.
-    pub fn publish(&mut self, at: usize, word: u32) {
-        let place = self.bytes_mut()[at..at + 4].as_mut_ptr().cast::<u32>();
+    /// When `at` is not 8-byte aligned or the word would not lie inside the mapping.
+    pub fn publish(&mut self, at: usize, word: u64) {
+        let place = self.bytes_mut()[at..at + 8].as_mut_ptr().cast::<u64>();
         assert!(place.is_aligned());
-        // SAFETY: four bytes inside the mapping (sliced above), aligned (asserted), and not
+        // SAFETY: eight bytes inside the mapping (sliced above), aligned (asserted), and not
         // accessed otherwise while `&mut self` is held.
-        unsafe { AtomicU32::from_ptr(place) }.store(word.to_le(), Ordering::Release);
+        unsafe { AtomicU64::from_ptr(place) }.store(word.to_le(), Ordering::Release);
     }
 
     /// Writes to every page so that later writes do not fault: for kernels that cannot do it

@@ -16,6 +16,7 @@
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 
 use crate::codec::{u32_at, u64_at};
+use crate::crc::{crc32c, crc32c_of};
 
 /// Bytes before the block.
 pub(crate) const HEADER: usize = 32;
@@ -66,45 +67,49 @@ pub(crate) fn size(block: usize) -> usize {
     (HEADER + block).next_multiple_of(8)
 }
 
-/// Writes everything but the length word, and returns that word.
+/// Bytes 8 to 32 of a record, as words.
 ///
-/// `into` starts at the record and is at least `HEADER + record.block.len()` bytes long.
-pub(crate) fn encode(into: &mut [u8], generation: u32, record: &Record<'_>) -> u32 {
-    let length = HEADER + record.block.len();
-    let into = &mut into[..length];
-    into[8..12].copy_from_slice(&record.first.0.to_le_bytes());
-    into[12..14].copy_from_slice(&record.count.to_le_bytes());
-    into[14..16].copy_from_slice(&record.flags.to_le_bytes());
-    into[16..24].copy_from_slice(&record.send_ns.to_le_bytes());
-    into[24..32].copy_from_slice(&record.recv_ns.to_le_bytes());
-    into[HEADER..].copy_from_slice(record.block);
+/// Words from the start: fields put together from memory, where each was written for itself a
+/// moment ago, would wait until all that was written before, records included, has reached the cache.
+pub(crate) type Head = [u64; 3];
+
+#[inline]
+pub(crate) fn head(first: Seq, count: u16, flags: u16, send_ns: u64, recv_ns: u64) -> Head {
+    let numbers = u64::from(first.0) | u64::from(count) << 32 | u64::from(flags) << 48;
+    [numbers, send_ns, recv_ns]
+}
+
+/// Writes everything but the first word, which holds length and checksum, and returns that word:
+/// the record is there once it is.
+///
+/// `into` starts at the record and is at least `HEADER + block.len()` bytes long. What was written
+/// is not read back, for the checksum either, for the same reason as in [`Head`].
+#[inline]
+pub(crate) fn encode(into: &mut [u8], generation: u32, head: Head, block: &[u8]) -> u64 {
+    let length = HEADER + block.len();
+    let (start, rest) = into[8..length].split_at_mut(HEADER - 8);
+    for (place, word) in start.as_chunks_mut().0.iter_mut().zip(head) {
+        *place = word.to_le_bytes();
+    }
+    rest.copy_from_slice(block);
     let word = u32::try_from(length).expect("a record fits a segment, which fits 32 bits");
-    let crc = checksum(into, generation);
-    into[4..8].copy_from_slice(&crc.to_le_bytes());
-    word
+    let crc = crc32c_of(head, block) ^ generation ^ word;
+    u64::from(word) | u64::from(crc) << 32
 }
 
 /// The checksum of a record that fills `record`.
 fn checksum(record: &[u8], generation: u32) -> u32 {
-    crc_fast::crc32_iscsi(&record[8..]) ^ generation ^ record.len() as u32
+    crc32c(&record[8..]) ^ generation ^ record.len() as u32
 }
 
-/// The control record for `entry`; `room` keeps its block.
-pub(crate) fn control<'a>(entry: &Entry<'a>, room: &'a mut [u8; 4]) -> Record<'a> {
-    let (first, flags, block) = match *entry {
-        Entry::Data(record) => return record,
-        Entry::Lost(range) => (range.first, KIND_LOST, range.last.0),
-        Entry::End(last, next) => (last, KIND_END, next.0),
-    };
-    *room = block.to_le_bytes();
-    Record {
-        first,
-        count: 0,
-        send_ns: 0,
-        recv_ns: 0,
-        flags,
-        block: room,
-    }
+/// The control record that says `lost`.
+pub(crate) fn lost(range: SeqRange) -> (Head, [u8; 4]) {
+    (head(range.first, 0, KIND_LOST, 0, 0), range.last.0.to_le_bytes())
+}
+
+/// The control record that says that the session ends at `last` and goes on as `next`.
+pub(crate) fn end(last: Seq, next: Session) -> (Head, [u8; 4]) {
+    (head(last, 0, KIND_END, 0, 0), next.0.to_le_bytes())
 }
 
 /// What lies at the start of some bytes of a log.
@@ -227,9 +232,18 @@ mod tests {
     }
 
     fn written(generation: u32, record: &Record<'_>) -> Vec<u8> {
-        let mut bytes = vec![0; size(record.block.len())];
-        let word = encode(&mut bytes, generation, record);
-        bytes[..4].copy_from_slice(&word.to_le_bytes());
+        let r = record;
+        wrote(
+            generation,
+            head(r.first, r.count, r.flags, r.send_ns, r.recv_ns),
+            r.block,
+        )
+    }
+
+    fn wrote(generation: u32, head: Head, block: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; size(block.len())];
+        let word = encode(&mut bytes, generation, head, block);
+        bytes[..8].copy_from_slice(&word.to_le_bytes());
         bytes
     }
 
@@ -259,9 +273,11 @@ mod tests {
 
     #[test]
     fn control_records_come_back() {
-        let lost = Entry::Lost(SeqRange::of(Seq(4), 9).unwrap());
-        for entry in [lost, Entry::End(Seq(9), Session(3)), Entry::End(Seq(0), Session::NONE)] {
-            let bytes = written(1, &control(&entry, &mut [0; 4]));
+        let range = SeqRange::of(Seq(4), 9).unwrap();
+        let ends = [(Seq(9), Session(3)), (Seq(0), Session::NONE)];
+        let ends = ends.map(|(last, next)| (end(last, next), Entry::End(last, next)));
+        for ((head, block), entry) in [(lost(range), Entry::Lost(range))].into_iter().chain(ends) {
+            let bytes = wrote(1, head, &block);
             assert!(matches!(parse(&bytes, 1), Parsed::Whole(e, 40) if e == entry));
         }
     }

@@ -11,7 +11,7 @@ use crate::background::{Background, Jobs, STEP, Unsynced, Written, touched_first
 use crate::checkpoint::{Checkpoint, SessionMeta};
 use crate::index::{self, CHUNK_ENTRIES, Index, chunk_of};
 use crate::mapping::Mapping;
-use crate::record::{self, Entry, Parsed, Record};
+use crate::record::{self, Entry, Head, Parsed, Record};
 use crate::segment::{self, Header, Mapped, Position, Segment};
 use crate::storage::Storage;
 use crate::{AppendError, Error, MAX_RANGES, Shared};
@@ -310,6 +310,10 @@ impl SessionLog {
     /// Appends a block of `count` consecutive messages, the first of which has number `first`.
     /// The block is copied once. Records may come in any order of numbers.
     ///
+    /// What is done for every record is kept short, and what is rare is apart: the processor has
+    /// room for a few dozen writes that have not reached its cache yet, and the record itself, in
+    /// memory that nothing has touched lately, takes most of it.
+    ///
     /// When this returns `Ok`, the record is found by [`SessionLog::read`] and survives the end
     /// of the process, however it ends; a loss of power it survives once it is in
     /// [`SessionLog::synced`].
@@ -331,18 +335,12 @@ impl SessionLog {
         self.admit(range)?;
         self.prepare(block.len())?;
         for chunk in chunk_of(range.first)..=chunk_of(range.last) {
-            self.open_chunk(chunk)?;
+            if !self.index.ready(chunk) {
+                self.open_chunk(chunk)?;
+            }
         }
         self.stored.insert(range).map_err(|_| AppendError::Fragmented)?;
-        let record = Record {
-            first,
-            count,
-            send_ns,
-            recv_ns,
-            flags,
-            block,
-        };
-        self.write(&record, Some(range));
+        self.write(record::head(first, count, flags, send_ns, recv_ns), block, Some(range));
         if range.last.0 >= self.next_chunk_at {
             self.ask_for_chunk(range.last);
         }
@@ -351,6 +349,7 @@ impl SessionLog {
     }
 
     /// Checks that the numbers are free.
+    #[inline]
     fn admit(&self, range: SeqRange) -> Result<(), AppendError> {
         if range.first < self.floor {
             return Err(AppendError::Released);
@@ -368,11 +367,23 @@ impl SessionLog {
     }
 
     /// Makes room for a record with `block` bytes in the current segment.
+    #[inline]
     fn prepare(&mut self, block: usize) -> Result<(), AppendError> {
+        let size = record::size(block);
+        if self.active && !self.back.has_failed() {
+            let current = self.current();
+            if size <= (current.length - current.end) as usize {
+                return Ok(());
+            }
+        }
+        self.make_room(block, size)
+    }
+
+    #[cold]
+    fn make_room(&mut self, block: usize, size: usize) -> Result<(), AppendError> {
         if let Some(error) = self.back.failed() {
             return Err(AppendError::Io(error));
         }
-        let size = record::size(block);
         let limit = self.back.options.segment_bytes as usize - segment::HEADER;
         if size > limit {
             return Err(AppendError::TooLarge {
@@ -390,6 +401,7 @@ impl SessionLog {
         Ok(())
     }
 
+    #[inline]
     fn current(&mut self) -> &mut Segment {
         self.segments
             .back_mut()
@@ -398,20 +410,22 @@ impl SessionLog {
     }
 
     /// Writes a record for which there is room.
-    fn write(&mut self, record: &Record<'_>, range: Option<SeqRange>) {
+    #[inline]
+    fn write(&mut self, head: Head, block: &[u8], range: Option<SeqRange>) {
         let current = self
             .segments
             .back_mut()
             .and_then(Option::as_mut)
             .expect("an active log has a current segment");
         let mapped = current.mapped.get_mut().expect("the current segment is mapped");
-        let (at, size) = (current.end as usize, record::size(record.block.len()));
+        let (at, size) = (current.end as usize, record::size(block.len()));
         let bytes = &mut mapped.map.bytes_mut()[at..];
-        // The next length word first: a recycled file may hold an old one there.
+        let length = record::encode(bytes, mapped.generation, head, block);
+        // A recycled file may hold an old length word behind the record. It goes before this record
+        // is there, but after its bytes are: writes to memory in ascending order are the fast ones.
         if let Some(next) = bytes.get_mut(size..size + 4) {
             next.fill(0);
         }
-        let length = record::encode(bytes, mapped.generation, record);
         if let Some(range) = range {
             self.index.set(range, Position::new(current.number, current.end));
             current.highest = current.highest.max(range.last);
@@ -421,22 +435,26 @@ impl SessionLog {
     }
 
     /// Tells the helper how far the log goes, and wakes it when it has something to do.
+    #[inline]
     fn publish(&mut self) {
-        let (number, end, length) = {
-            let current = self.current();
-            (current.number, current.end, current.length)
-        };
+        let current = self.current();
+        let (number, end, length) = (current.number, current.end, current.length);
         self.back.publish(Position::new(number, end));
         if end >= self.wake_at {
-            if end >= length / 2 {
-                self.back.want_segment(number + 1);
-            }
-            self.back.wake_ahead();
-            if self.back.options.sync.bytes().is_some() {
-                self.back.wake_disk();
-            }
-            self.plan_wake(end, length);
+            self.wake(number, end, length);
         }
+    }
+
+    #[cold]
+    fn wake(&mut self, number: u32, end: u32, length: u32) {
+        if end >= length / 2 {
+            self.back.want_segment(number + 1);
+        }
+        self.back.wake_ahead();
+        if self.back.options.sync.bytes().is_some() {
+            self.back.wake_disk();
+        }
+        self.plan_wake(end, length);
     }
 
     /// Sets when the helper is woken next: for each step of pages, half-way for the next segment,
@@ -525,11 +543,9 @@ impl SessionLog {
         Ok(())
     }
 
-    /// Makes the index able to take numbers of `chunk`.
+    /// Makes the index able to take numbers of `chunk`, if it is not.
+    #[cold]
     fn open_chunk(&mut self, chunk: u32) -> Result<(), AppendError> {
-        if self.index.ready(chunk) {
-            return Ok(());
-        }
         let (storage, session) = (&*self.back.storage, self.session);
         if self.index.has(chunk) {
             self.index
@@ -543,6 +559,7 @@ impl SessionLog {
     }
 
     /// Has the index chunk after that of `seq` made, once `seq` is in the second half of its own.
+    #[cold]
     fn ask_for_chunk(&mut self, seq: Seq) {
         let chunk = chunk_of(seq);
         let half = chunk * CHUNK_ENTRIES + CHUNK_ENTRIES / 2;
@@ -577,7 +594,7 @@ impl SessionLog {
             }
             _ => {}
         }
-        self.control(&Entry::End(last, next))?;
+        self.control(record::end(last, next))?;
         self.end = Some((last, next));
         Ok(())
     }
@@ -598,17 +615,15 @@ impl SessionLog {
             if known.is_some_and(|k| k.last >= hole.last) {
                 continue;
             }
-            self.control(&Entry::Lost(hole))?;
+            self.control(record::lost(hole))?;
             let added = self.lost.insert(hole);
             added.map_err(|_| Error::Invalid(format!("more than {MAX_RANGES} lost ranges")))?;
         }
         Ok(())
     }
 
-    fn control(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
-        let mut room = [0; 4];
-        let record = record::control(entry, &mut room);
-        let done = self.prepare(record.block.len());
+    fn control(&mut self, (head, block): (Head, [u8; 4])) -> Result<(), Error> {
+        let done = self.prepare(block.len());
         done.map_err(|e| Error::Io {
             what: "append to",
             path: self.back.storage.display(&crate::session_dir(self.session)),
@@ -617,7 +632,7 @@ impl SessionLog {
                 full => std::io::Error::new(std::io::ErrorKind::StorageFull, full),
             },
         })?;
-        self.write(&record, None);
+        self.write(head, &block, None);
         self.publish();
         Ok(())
     }

@@ -92,7 +92,20 @@ impl RangeSet {
     ///
     /// # Errors
     /// [`SetFull`], with the set unchanged, when it would take a range too many.
+    #[inline]
     pub fn insert(&mut self, range: SeqRange) -> Result<(), SetFull> {
+        // Mostly numbers come in order.
+        if let Some(last) = self.ranges.last_mut()
+            && last.first <= range.first
+            && range.first <= last.end()
+        {
+            last.last = last.last.max(range.last);
+            return Ok(());
+        }
+        self.insert_anywhere(range)
+    }
+
+    fn insert_anywhere(&mut self, range: SeqRange) -> Result<(), SetFull> {
         // Ranges lo..hi overlap or touch the new one.
         let lo = self.ranges.partition_point(|r| r.end() < range.first);
         let hi = lo + self.ranges[lo..].partition_point(|r| r.first <= range.end());
