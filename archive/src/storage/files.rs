@@ -99,13 +99,19 @@ fn boot_id() -> io::Result<[u8; 16]> {
 /// The names in a directory.
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<Found>> {
     fs::read_dir(dir)?
-        .map(|entry| {
-            let entry = entry?;
-            let metadata = entry.metadata()?;
-            Ok(Found {
-                name: entry.file_name().to_string_lossy().into_owned(),
-                len: (!metadata.is_dir()).then_some(metadata.len()),
-            })
+        .filter_map(|entry| {
+            let found = entry.and_then(|entry| {
+                let metadata = entry.metadata()?;
+                Ok(Found {
+                    name: entry.file_name().to_string_lossy().into_owned(),
+                    len: (!metadata.is_dir()).then_some(metadata.len()),
+                })
+            });
+            match found {
+                // A writer beside has renamed or removed it meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                found => Some(found),
+            }
         })
         .collect()
 }
