@@ -39,6 +39,7 @@ pub mod rng;
 pub mod seal;
 pub mod seq;
 pub mod server;
+mod share;
 pub mod subject;
 pub mod time;
 pub mod wire;

@@ -204,13 +204,6 @@ impl Responder {
         self.stats
     }
 
-    /// REPAIR frames sent so far.
-    #[inline]
-    #[must_use]
-    pub fn frames(&self) -> u64 {
-        self.stats.frames
-    }
-
     /// Whether answers wait to be sent.
     #[must_use]
     pub fn is_idle(&self) -> bool {

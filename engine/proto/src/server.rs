@@ -12,6 +12,7 @@ use crate::lines::Line;
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
+use crate::share::Share;
 use crate::time::{MILLIS, Nanos, Now, SECONDS};
 use crate::wire::{
     Block, Body, Endpoint, Frame, HEADER, HeartbeatBody, Kind, MAX_ENDPOINTS, Message, Role, Stamp, flags, put_message,
@@ -186,6 +187,8 @@ pub struct ServerStats {
     pub rolls: u64,
     /// Bytes that were no frame.
     pub malformed: u64,
+    /// NAKs dropped because repairs had their share of the time.
+    pub naks_dropped: u64,
     /// Repairs.
     pub repairs: ResponderStats,
 }
@@ -265,6 +268,7 @@ pub struct Server {
     kept: Vec<Kept>,
     peers: Vec<Peer>,
     responder: Responder,
+    share: Share,
     heartbeat_due: Nanos,
     heartbeat_pause: Nanos,
     endpoints_due: Nanos,
@@ -294,6 +298,7 @@ impl Server {
     ) -> Result<Server, Refused> {
         let mut server = Server {
             responder: Responder::new(config.stream, config.origin, true, config.repair, REPAIR_JOBS),
+            share: Share::new(now),
             kept: Vec::with_capacity(MAX_KEPT),
             peers: Vec::with_capacity(MAX_PEERS),
             heartbeat_due: now,
@@ -381,20 +386,6 @@ impl Server {
         }
     }
 
-    /// DATA frames and REPAIR frames sent so far.
-    #[inline]
-    #[must_use]
-    pub fn frames(&self) -> (u64, u64) {
-        (self.stats.frames, self.responder.frames())
-    }
-
-    /// Whether repairs wait to be sent.
-    #[inline]
-    #[must_use]
-    pub fn has_repairs(&self) -> bool {
-        !self.responder.is_idle()
-    }
-
     /// Messages sent and not yet acknowledged by as many archives as required, over all sessions.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
@@ -428,7 +419,13 @@ impl Server {
         store: &mut impl ServerStore,
         out: &mut impl Outbox,
     ) -> (u64, Option<Blocked>) {
-        let (before, rolls) = (self.stats.messages, self.stats.rolls);
+        self.share.turn(now.mono);
+        let ServerStats {
+            messages,
+            frames,
+            rolls,
+            ..
+        } = self.stats;
         let mut blocked = None;
         for _ in 0..budget {
             if source.peek().is_none() && self.pending.is_none() {
@@ -439,7 +436,8 @@ impl Server {
                 break;
             }
         }
-        let sent = self.stats.messages - before;
+        self.share.published(self.stats.frames - frames);
+        let sent = self.stats.messages - messages;
         // The heartbeat of a session that was just opened is not put off.
         if sent > 0 && self.stats.rolls == rolls {
             self.heartbeat_pause = self.config.heartbeat_min;
@@ -702,7 +700,11 @@ impl Server {
                 }
             }
             Body::Nak(ranges) if frame.header.has(flags::ASK_SERVER) => {
-                self.responder.on_nak(now, from, session, &ranges, out);
+                if self.share.admits(from, ranges.iter(), self.stats.messages) {
+                    self.responder.on_nak(now, from, session, &ranges, out);
+                } else {
+                    self.stats.naks_dropped += 1;
+                }
             }
             Body::Data(_) | Body::Heartbeat(..) if frame.header.origin.get() != self.config.origin => {
                 self.on_other_server(from, session);
@@ -844,9 +846,12 @@ impl Server {
         }
     }
 
-    /// Runs what is due: repairs, heartbeats. Returns when to call again at the latest.
+    /// Runs what is due: repairs, in at most `budget` frames and within their share of the time, and
+    /// heartbeats. Returns when to call again at the latest.
     pub fn poll(&mut self, now: Now, budget: usize, store: &mut impl ServerStore, out: &mut impl Outbox) -> Nanos {
-        self.responder.pump(now, budget, store, out);
+        self.share.turn(now.mono);
+        let answers = self.responder.pump(now, budget.min(self.share.budget()), store, out);
+        self.share.repaired(answers as u64, !self.responder.is_idle());
         if self.superseded.is_some() {
             // It still answers for what it kept.
             return self.responder.next_due(now.mono);

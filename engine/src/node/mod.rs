@@ -29,7 +29,6 @@ mod idle;
 mod membership;
 mod outbox;
 mod roles;
-mod share;
 pub mod store;
 mod window;
 
@@ -144,6 +143,7 @@ impl<L: Link> Node<L> {
         }
         let mut joined: Vec<SocketAddrV4> = config.archive.iter().flat_map(|c| c.lines.groups(c.stream)).collect();
         joined.extend(config.subscribe.iter().flat_map(|c| c.lines.groups(c.stream)));
+        let memberships = Memberships::new(joined.iter().copied(), setting.now.mono);
         let mut groups = joined.clone();
         groups.extend(record.iter().map(Record::group));
         groups.extend(subscribe.iter().map(Subscribe::group));
@@ -166,9 +166,6 @@ impl<L: Link> Node<L> {
             .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
             .collect::<Result<Vec<_>>>()?;
         start_sources(config, &mut publish, &setting, &mut guards)?;
-        let recorded = config.archive.iter().flat_map(|c| c.lines.groups(c.stream));
-        let subscribed = config.subscribe.iter().flat_map(|c| c.lines.groups(c.stream));
-        let memberships = Memberships::new(recorded.chain(subscribed), setting.now.mono);
         groups.retain(|g| config.publish.iter().any(|c| c.stream == *g || c.lines.b == Some(*g)));
         let answered = config.archive.iter().map(|c| (c.stream, c.lines.b));
         let mirrored = config.publish.iter().map(|c| (c.stream, c.lines.b)).chain(answered);

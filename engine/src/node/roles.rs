@@ -19,13 +19,12 @@ use seqcast_proto::seal::TRAILER;
 use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::server::{Blocked, Packed, RateLimit, Server, ServerConfig, Source as MessageSource, pack};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
-use seqcast_proto::wire::{Body, Frame as WireFrame, Kind, Message, header, max_message};
+use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
 
 use super::filter::{Filter, Wanted};
 use super::guard::Guards;
 use super::outbox::{Frame, Out};
-use super::share::Share;
 use super::store::{Keep, Recorder, Retention};
 use super::window::Window;
 use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
@@ -160,8 +159,6 @@ pub(super) struct Publish {
     at_end: AtEnd,
     /// Nothing can be sent before this time.
     retry_at: Nanos,
-    /// What repairs may take of its time.
-    share: Share,
     resumed_at: u64,
     held_back: u64,
     /// Since when nothing could be sent for want of room, and whether that was said.
@@ -254,7 +251,6 @@ impl Publish {
             source: program,
             at_end: config.source.at_end,
             retry_at: with.now.mono + wait,
-            share: Share::new(with.now.mono),
             resumed_at,
             held_back: 0,
             full_since: None,
@@ -289,23 +285,6 @@ impl Publish {
         bytes: &[u8],
         out: &mut Out<'_, L>,
     ) {
-        // Archives have no such duty: they stand in nobody's way.
-        if header(bytes).is_some_and(|h| h.kind == Kind::Nak as u8)
-            && let Ok(WireFrame {
-                body: Body::Nak(ranges),
-                ..
-            }) = WireFrame::parse(bytes)
-        {
-            let (mut count, mut asked) = (0, 0);
-            ranges.iter().for_each(|range| {
-                count += 1;
-                asked += u64::from(range.len());
-            });
-            let published = self.server.stats().messages;
-            if !self.share.admits(from, count, asked, published) {
-                return;
-            }
-        }
         let line = if self.local_b == Some(to) { Line::B } else { Line::A };
         self.server.on_line_frame(now, line, from, bytes, &mut self.store, out);
     }
@@ -318,13 +297,10 @@ impl Publish {
     /// One turn: how many messages were sent, and when the next turn is due.
     pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> (u64, Nanos) {
         let mut sent = 0;
-        self.share.turn(now.mono);
         if let Some(source) = self.source.as_mut().filter(|_| now.mono >= self.retry_at) {
             let blocked;
-            let (before, _) = self.server.frames();
             (sent, blocked) = self.server.publish(now, PUBLISH_BUDGET, source, &mut self.store, out);
             if sent > 0 {
-                self.share.published(self.server.frames().0 - before);
                 source.taken();
                 self.full_since = None;
             }
@@ -344,10 +320,7 @@ impl Publish {
             }
         }
         self.say_when_full(now);
-        let (_, before) = self.server.frames();
-        let due = self.server.poll(now, self.share.budget(), &mut self.store, out);
-        self.share
-            .repaired(self.server.frames().1 - before, self.server.has_repairs());
+        let due = self.server.poll(now, REPAIR_BUDGET, &mut self.store, out);
         let retry = if self.retry_at > now.mono {
             self.retry_at
         } else {
@@ -478,7 +451,7 @@ impl Publish {
             repaired: stats.repairs.repaired,
             naks: stats.repairs.naks,
             merged: stats.repairs.merged,
-            put_off: stats.repairs.busy + self.share.dropped,
+            put_off: stats.repairs.busy + stats.naks_dropped,
             limited: stats.repairs.limited,
             foreign: stats.foreign,
             acks: stats.acks,

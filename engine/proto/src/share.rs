@@ -8,9 +8,11 @@
 //!
 //! Time is counted in frames: the time that one frame of the stream has taken lately.
 
-use std::net::SocketAddrV4;
+use alloc::vec::Vec;
+use core::net::SocketAddrV4;
 
-use seqcast_proto::time::{MICROS, Nanos};
+use crate::seq::SeqRange;
+use crate::time::{MICROS, Nanos};
 
 /// One frame in so many is a repair for the greedy when the stream takes all there is.
 const PART: f32 = 1.0 / 128.0;
@@ -47,7 +49,7 @@ struct Asker {
 
 /// The time that repairs may take.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     last: Nanos,
     /// Frames published, and spent on repairs, since then.
     published: u64,
@@ -59,12 +61,10 @@ pub(super) struct Share {
     /// Messages that clients which are not greedy wait for, at most.
     owed: u64,
     askers: Vec<Asker>,
-    /// NAKs that were dropped.
-    pub(super) dropped: u64,
 }
 
 impl Share {
-    pub(super) fn new(now: Nanos) -> Share {
+    pub(crate) fn new(now: Nanos) -> Share {
         Share {
             last: now,
             published: 0,
@@ -73,13 +73,12 @@ impl Share {
             credit: MOST,
             owed: 0,
             askers: Vec::with_capacity(ASKERS),
-            dropped: 0,
         }
     }
 
     /// A turn begins.
     #[inline]
-    pub(super) fn turn(&mut self, now: Nanos) {
+    pub(crate) fn turn(&mut self, now: Nanos) {
         if now <= self.last {
             // Two turns with one look at the clock are one.
             return;
@@ -106,21 +105,21 @@ impl Share {
 
     /// Frames of the stream were sent in this turn.
     #[inline]
-    pub(super) fn published(&mut self, frames: u64) {
+    pub(crate) fn published(&mut self, frames: u64) {
         self.published += frames;
     }
 
-    /// REPAIR frames that may be sent in this turn.
+    /// Frames of answers that may be sent in this turn.
     #[inline]
-    pub(super) fn budget(&self) -> usize {
+    pub(crate) fn budget(&self) -> usize {
         let most = MOST as u64;
         // A negative credit becomes 0.
         (self.credit as u64 + self.owed.min(most)).min(most) as usize
     }
 
-    /// REPAIR frames were sent, or none, while `waiting` says whether more are to come.
+    /// Frames of answers were sent, or none, while `waiting` says whether more are to come.
     #[inline]
-    pub(super) fn repaired(&mut self, frames: u64, waiting: bool) {
+    pub(crate) fn repaired(&mut self, frames: u64, waiting: bool) {
         let owed = frames.min(self.owed);
         // Most frames answer for several messages.
         self.owed = if waiting { self.owed - owed } else { 0 };
@@ -128,18 +127,24 @@ impl Share {
         self.spend((frames - owed) as f32);
     }
 
-    /// Whether a NAK shall be read that asks for so many ranges and messages, when so many messages have
-    /// been published in all.
-    pub(super) fn admits(&mut self, from: SocketAddrV4, ranges: u16, messages: u64, published: u64) -> bool {
+    /// Whether a NAK for these ranges shall be read, when so many messages have been published in all.
+    pub(crate) fn admits(
+        &mut self,
+        from: SocketAddrV4,
+        ranges: impl Iterator<Item = SeqRange>,
+        published: u64,
+    ) -> bool {
+        let (count, messages) = ranges.fold((0u16, 0), |(count, messages), range| {
+            (count + 1, messages + u64::from(range.len()))
+        });
         if self.demand(from, messages, published) <= BURST {
             self.owed += messages;
             return true;
         }
         if self.credit <= 0.0 {
-            self.dropped += 1;
             return false;
         }
-        self.spend(NAK + RANGE * f32::from(ranges));
+        self.spend(NAK + RANGE * f32::from(count));
         true
     }
 
@@ -177,11 +182,12 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seq::Seq;
 
     const FRAME: Nanos = 800;
-    const ASKER: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 1);
+    const ASKER: SocketAddrV4 = SocketAddrV4::new(core::net::Ipv4Addr::LOCALHOST, 1);
 
-    /// A client asks for so many messages before each of 10 000 turns: REPAIR frames sent, NAKs read.
+    /// A client asks for so many messages, in up to 40 ranges, before each of 10 000 turns: REPAIR frames sent, NAKs read.
     fn ask(messages: u64, published: u64, idle: Nanos) -> (u64, u64) {
         ask_at(messages, published, idle, FRAME)
     }
@@ -191,7 +197,9 @@ mod tests {
         let mut share = Share::new(0);
         let (mut now, mut repairs, mut naks, mut waiting) = (0, 0, 0, 0);
         for turn in 0..10_000 {
-            let read = share.admits(ASKER, 40, messages, turn * published);
+            let piece = messages.div_ceil(40) as u32;
+            let pieces = (0..messages as u32 / piece).filter_map(|i| SeqRange::of(Seq(i * piece + 1), piece));
+            let read = share.admits(ASKER, pieces, turn * published);
             waiting += if read { messages } else { 0 };
             share.turn(now);
             // Whoever looks at the clock once may have two turns.
