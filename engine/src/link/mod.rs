@@ -6,13 +6,14 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use socket2::{InterfaceIndexOrAddress, SockRef};
 
 pub mod pair;
 pub mod udp;
+mod wait;
 #[cfg(feature = "xdp")]
 pub mod xdp;
 
@@ -165,14 +166,6 @@ pub trait Link {
     /// `peer` is reached over line B.
     fn is_over_b(&mut self, peer: SocketAddrV4) {
         let _ = peer;
-    }
-}
-
-fn pollfd(fd: BorrowedFd<'_>, events: libc::c_short) -> libc::pollfd {
-    libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events,
-        revents: 0,
     }
 }
 

@@ -7,10 +7,11 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use super::{Datagram, Link, LinkStats, pollfd};
+use super::wait::{poll, pollfd};
+use super::{Datagram, Link, LinkStats};
 
 /// Peers on line B that are remembered; beyond, all are forgotten and learnt again.
 const PEERS: usize = 1024;
@@ -190,14 +191,14 @@ impl<L: Link> Link for Pair<L> {
 
     fn wait(&mut self, wake: BorrowedFd<'_>, mut timeout: Duration) -> io::Result<()> {
         self.polled.clear();
-        self.polled.push(pollfd(wake, libc::POLLIN));
+        self.polled.push(pollfd(wake.as_raw_fd(), libc::POLLIN));
         for side in [&self.a, &self.b].into_iter().filter(|s| s.failed.is_none()) {
             timeout = timeout.min(side.link.watch(&mut self.polled));
         }
         if timeout.is_zero() {
             return Ok(());
         }
-        super::udp::poll(&mut self.polled, timeout)
+        poll(&mut self.polled, timeout)
     }
 
     fn max_payload(&self) -> usize {

@@ -7,20 +7,20 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, SockRef, Socket, Type};
 
-use super::{Datagram, Fault, Link, LinkStats, check_group, pollfd, rejoin};
+use super::wait::{poll, pollfd};
+use super::{Datagram, Fault, Link, LinkStats, check_group, rejoin};
 
 mod frame;
 mod sys;
 
 pub use frame::UdpFrame;
 use frame::{Buffer, Pool};
-pub(in crate::link) use sys::poll;
 
 /// IPv4 and UDP headers, in bytes.
 const HEADERS: usize = 28;
@@ -406,14 +406,14 @@ impl Link for UdpLink {
     fn wait(&mut self, wake: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
         let mut polled = std::mem::take(&mut self.polled);
         polled.clear();
-        polled.push(pollfd(wake, libc::POLLIN));
+        polled.push(pollfd(wake.as_raw_fd(), libc::POLLIN));
         let timeout = timeout.min(self.watch(&mut polled));
         self.polled = polled;
         if timeout.is_zero() {
             return Ok(());
         }
         self.stats.syscalls += 1;
-        sys::poll(&mut self.polled, timeout)
+        poll(&mut self.polled, timeout)
     }
 
     /// With all receive buffers held by the caller it does not look for datagrams: there is
@@ -431,7 +431,7 @@ impl Link for UdpLink {
         };
         for (i, port) in self.ports.iter().enumerate() {
             let events = if i == 0 { read | write } else { read };
-            fds.push(pollfd(port.socket.as_fd(), events));
+            fds.push(pollfd(port.socket.as_raw_fd(), events));
         }
         Duration::MAX
     }

@@ -130,10 +130,10 @@ impl Window {
 
     /// Asks for where the next frame is going to be, which is as long as this one, mostly: the ring is
     /// larger than the caches, and writing to it would wait for each line.
-    fn prefetch(&mut self, len: usize) {
+    fn prefetch(&self, len: usize) {
         let from = self.tail.offset;
         let to = (from + len).min(self.bytes.len());
-        prefetch::to_write(&mut self.bytes[from..to]);
+        prefetch::to_write(&self.bytes[from..to]);
     }
 
     fn slice(&self, frame: &Kept) -> &[u8] {

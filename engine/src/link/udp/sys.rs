@@ -7,7 +7,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::time::Duration;
 
 use libc::{c_int, c_void, iovec, mmsghdr, sockaddr_in, socklen_t};
 
@@ -128,27 +127,6 @@ pub(super) fn index_and_mtu(fd: BorrowedFd<'_>, name: &str) -> io::Result<(u32, 
         let index = request.ifr_ifru.ifru_ifindex as u32;
         check(libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request))?;
         Ok((index, request.ifr_ifru.ifru_mtu as usize))
-    }
-}
-
-/// Waits until one of `fds` is ready or the time is over; a signal ends it early.
-pub(in crate::link) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
-    let time = libc::timespec {
-        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    // SAFETY: `fds` and `time` are alive during the call; no signal mask is given.
-    let result = unsafe {
-        libc::ppoll(
-            fds.as_mut_ptr(),
-            fds.len() as libc::nfds_t,
-            &raw const time,
-            ptr::null(),
-        )
-    };
-    match check(result) {
-        Err(e) if e.kind() != io::ErrorKind::Interrupted => Err(e),
-        _ => Ok(()),
     }
 }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use seqcast_bpf::Filter;
 
+use super::wait::{poll, pollfd};
 use super::{Datagram, Link, LinkStats, check_group, group_mac};
 use interface::Interface;
 use neighbour::Neighbours;
@@ -122,7 +123,12 @@ impl XdpLink {
         let max_payload = start::packet_limit(config, &interface)? - packet::IP_UDP;
         let link = XdpLink {
             mode: start::describe(&interface.name, mode, &queues, &[no_driver, bind_note]),
-            poll: queues.iter().map(Queue::raw_fd).chain([-1]).map(pollfd).collect(),
+            poll: queues
+                .iter()
+                .map(Queue::raw_fd)
+                .chain([-1])
+                .map(|fd| pollfd(fd, libc::POLLIN))
+                .collect(),
             queues,
             filter,
             kernel,
@@ -232,8 +238,7 @@ impl Link for XdpLink {
         for _ in 0..queues {
             let queue = &mut self.queues[turn];
             turn = if turn + 1 == queues { 0 } else { turn + 1 };
-            let mut malformed = 0;
-            queue.receive(max - handed, &mut malformed, |held| {
+            queue.receive(max - handed, |held| {
                 let received = packet::parse(held.packet()).filter(|received| self.wanted.contains(&received.to));
                 let Some(received) = received else {
                     stats.malformed += 1;
@@ -257,7 +262,6 @@ impl Link for XdpLink {
                     },
                 });
             })?;
-            stats.malformed += malformed;
             queue.fill()?;
         }
         self.turn = if self.turn + 1 == queues { 0 } else { self.turn + 1 };
@@ -351,7 +355,7 @@ impl Link for XdpLink {
             timeout
         };
         self.stats.syscalls += 1;
-        sys::poll(&mut self.poll, timeout)?;
+        poll(&mut self.poll, timeout)?;
         let before = std::mem::replace(&mut self.now, sys::seconds());
         if self.now != before {
             self.check_interface()?;
@@ -403,12 +407,4 @@ fn invalid(message: String) -> io::Error {
 fn gone(interface: &str, error: io::Error) -> io::Error {
     let message = format!("{interface} is gone or was taken away: {error}; see `ip link`, then open the link again");
     io::Error::new(error.kind(), message)
-}
-
-fn pollfd(fd: i32) -> libc::pollfd {
-    libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    }
 }

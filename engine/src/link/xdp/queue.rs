@@ -246,9 +246,9 @@ impl Queue {
     }
 
     /// Hands at most `max` received packets to `each`; returns how many. A packet that does not lie
-    /// within its frame is counted in `malformed` and goes back.
+    /// within its frame is handed over empty, at the frame's start.
     #[inline]
-    pub(super) fn receive(&mut self, max: usize, malformed: &mut u64, mut each: impl FnMut(Held)) -> io::Result<usize> {
+    pub(super) fn receive(&mut self, max: usize, mut each: impl FnMut(Held)) -> io::Result<usize> {
         let max = max.min(BATCH);
         // SAFETY: the ring fills in whatever it has; `batch` is only where to.
         let count = unsafe { self.receive.consume(&mut self.batch[..max]) };
@@ -260,7 +260,6 @@ impl Queue {
             if packet.lengths().data() > room {
                 // An empty packet at the frame's own address, so that nothing can be read through the token.
                 *packet = self.frames.fresh[frame];
-                *malformed += 1;
             }
             // SAFETY: the packet lies within one frame of this UMEM, which nobody else has, see `pass`.
             let bytes = unsafe { self.frames.umem.data(packet) }.contents();
@@ -268,13 +267,10 @@ impl Queue {
             prefetch::to_read(&bytes[..bytes.len().min(HEADERS)]);
         }
         for packet in &self.batch[..count] {
-            let held = Held {
+            each(Held {
                 frames: Rc::clone(&self.frames),
                 packet: *packet,
-            };
-            if !held.packet().is_empty() {
-                each(held);
-            }
+            });
         }
         Ok(count)
     }

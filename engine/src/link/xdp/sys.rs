@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::time::Duration;
 
 use libc::c_int;
 
@@ -174,23 +173,6 @@ pub(super) fn set_close_on_exec(fd: RawFd) -> io::Result<()> {
 pub(super) fn borrow(ring: &xsk_rs::RxQueue) -> BorrowedFd<'_> {
     // SAFETY: the queue holds its socket open for as long as it is borrowed.
     unsafe { BorrowedFd::borrow_raw(ring.fd().as_raw_fd()) }
-}
-
-/// Waits for any of `fds`, at most for `timeout`. A signal ends the wait early.
-pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
-    let timeout = libc::timespec {
-        tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    // SAFETY: `fds` is a live slice of the length given, and the kernel only reads `timeout`.
-    let result = unsafe {
-        let count = fds.len() as libc::nfds_t;
-        libc::ppoll(fds.as_mut_ptr(), count, &raw const timeout, std::ptr::null())
-    };
-    match check(result) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-        other => other,
-    }
 }
 
 /// Seconds on a clock that never goes back. Costs a few ns, as it reads the last timer tick.
