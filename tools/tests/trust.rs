@@ -195,21 +195,27 @@ fn forge(mouth: &UdpSocket, group: SocketAddrV4, endpoints: &[SocketAddrV4], hea
     }
 }
 
-/// A keyed stream with losses from a server to an archive and a client, and a hostile host.
-fn under_attack(task: &str) -> (World, [Value; 3]) {
-    let world = World::new(&["server", "archive", "client1", "stranger"], 30_000);
-    let key = key_file(&world);
-    let archive = world.start("archive", true, &keyed(&key, &world.archive()));
-    let mut client = world.start("client1", true, &keyed(&key, &world.client("client1", true)));
-    let mut hostile = run(&world, world.lab.host("stranger").unwrap(), "stranger", task);
+/// A stream from a server to an archive and a client with losses, whose tables `trust` completes, while a
+/// stranger does its worst; all of it arrives.
+fn attack(world: &World, trust: impl Fn(&str) -> String, task: &str) {
+    let archive = world.start("archive", true, &trust(&world.archive()));
+    let mut client = world.start("client1", true, &trust(&world.client("client1", true)));
+    let mut hostile = run(world, world.lab.host("stranger").unwrap(), "stranger", task);
     hostile.wait_line("ready", START).unwrap();
-    let mut server = world.start("server", false, &keyed(&key, &world.server(8_000, "")));
+    let mut server = world.start("server", false, &trust(&world.server(8_000, "")));
     hostile.wait(LIMIT).unwrap();
     client.wait(LIMIT).unwrap();
     server.wait(LIMIT).unwrap();
     terminate(archive);
     world.assert_equal("client1");
     world.assert_archived();
+}
+
+/// A keyed stream with losses from a server to an archive and a client, and a hostile host.
+fn under_attack(task: &str) -> (World, [Value; 3]) {
+    let world = World::new(&["server", "archive", "client1", "stranger"], 30_000);
+    let key = key_file(&world);
+    attack(&world, |text| keyed(&key, text), task);
     let report = &world.report("client1")["subscriptions"][0];
     assert!(report["gaps"].as_u64() > Some(0), "the faults were in force: {report}");
     assert_eq!(
@@ -314,17 +320,7 @@ fn an_allow_list_keeps_a_stranger_out_without_keys() {
         address("archive"),
         address("client1"),
     );
-    let archive = world.start("archive", true, &with(&allow, &world.archive()));
-    let mut client = world.start("client1", true, &with(&allow, &world.client("client1", true)));
-    let mut hostile = run(&world, world.lab.host("stranger").unwrap(), "stranger", "forge");
-    hostile.wait_line("ready", START).unwrap();
-    let mut server = world.start("server", false, &with(&allow, &world.server(8_000, "")));
-    hostile.wait(LIMIT).unwrap();
-    client.wait(LIMIT).unwrap();
-    server.wait(LIMIT).unwrap();
-    terminate(archive);
-    world.assert_equal("client1");
-    world.assert_archived();
+    attack(&world, |text| with(&allow, text), "forge");
     for name in ["server", "archive", "client1"] {
         let report = trust(&world, name);
         assert!(report["not_allowed"].as_u64() > Some(100), "{name}: {report}");

@@ -81,6 +81,12 @@ impl Archive {
             now,
             said: Said::default(),
         };
+        archive.hear_heartbeat();
+        archive
+    }
+
+    /// The server's heartbeat in the session behind all others.
+    fn hear_heartbeat(&mut self) {
         let body = HeartbeatBody {
             previous_session: SESSIONS.into(),
             previous_last: 2.into(),
@@ -88,8 +94,13 @@ impl Archive {
             acknowledged: 1.into(),
         };
         let server = [Endpoint::new(addr(1), Role::Server)];
-        archive.hear(|buf| stamp(SESSIONS + 1, 1, flags::ARCHIVED).heartbeat(buf, &body, &server));
-        archive
+        self.hear(|buf| stamp(SESSIONS + 1, 1, flags::ARCHIVED).heartbeat(buf, &body, &server));
+    }
+
+    /// A turn a second later.
+    fn wait(&mut self) {
+        self.now.mono += SECONDS;
+        self.machine.poll(self.now, 8, &mut self.disk, &mut self.said);
     }
 
     /// A frame of the server, and the turn after it.
@@ -124,10 +135,7 @@ fn a_session_that_is_held_but_no_longer_watched_is_acknowledged_at_once() {
 fn a_session_that_was_missed_as_a_whole_is_fetched_when_the_server_tells_of_it() {
     let mut archive = Archive::new(60);
     archive.remind(50);
-    archive.now.mono += SECONDS;
-    archive
-        .machine
-        .poll(archive.now, 8, &mut archive.disk, &mut archive.said);
+    archive.wait();
     assert!(archive.said.asked.contains(&Session(50)), "{:?}", archive.said.asked);
 }
 
@@ -141,18 +149,8 @@ fn what_a_log_has_lost_of_an_older_session_is_asked_for_when_the_server_reminds_
     log.append(Session(50), &Record { block, time: 0 }, 0).unwrap();
     let config = ArchiverConfig::new(STREAM, GROUP, addr(2), 77);
     archive.machine = Archiver::new(config, archive.now.mono, &mut archive.disk);
-    let body = HeartbeatBody {
-        previous_session: SESSIONS.into(),
-        previous_last: 2.into(),
-        oldest: 1.into(),
-        acknowledged: 1.into(),
-    };
-    let server = [Endpoint::new(addr(1), Role::Server)];
-    archive.hear(|buf| stamp(SESSIONS + 1, 1, flags::ARCHIVED).heartbeat(buf, &body, &server));
+    archive.hear_heartbeat();
     archive.remind(50);
-    archive.now.mono += SECONDS;
-    archive
-        .machine
-        .poll(archive.now, 8, &mut archive.disk, &mut archive.said);
+    archive.wait();
     assert!(archive.said.asked.contains(&Session(50)), "{:?}", archive.said.asked);
 }

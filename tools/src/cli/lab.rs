@@ -1,5 +1,6 @@
 //! `seqcast lab`.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use seqcast_tools::lab::faults::{Campaign, Kind};
 use seqcast_tools::lab::job::{Input, Job, Link};
 use seqcast_tools::lab::soak::Soak;
 use seqcast_tools::lab::{self, Lab, Place, Scratch, Spec};
+use serde::Serialize;
 
 use super::say;
 
@@ -260,13 +262,7 @@ fn run_job(args: &RunArgs) -> Result<ExitCode> {
         directory: directory.path().to_owned(),
     };
     let outcome = job.run(&mut |line| say(line))?;
-    let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &outcome)?;
-        writeln!(out)?;
-    } else {
-        write!(out, "\n{outcome}")?;
-    }
+    show(&outcome, args.json)?;
     Ok(if outcome.all_equal() {
         ExitCode::SUCCESS
     } else {
@@ -370,6 +366,18 @@ impl Directory {
     }
 }
 
+/// Prints what came of it, for people or for programs.
+fn show(outcome: &(impl Serialize + Display), json: bool) -> Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, outcome)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "\n{outcome}")?;
+    }
+    Ok(())
+}
+
 fn empty(directory: &Path) -> Result<()> {
     let mut entries = fs::read_dir(directory).with_context(|| format!("cannot use {}", directory.display()))?;
     ensure!(
@@ -400,13 +408,7 @@ fn faults(args: &FaultsArgs) -> Result<ExitCode> {
         directory: directory.path().to_owned(),
     };
     let outcome = campaign.run(&mut |line| say(line))?;
-    let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &outcome)?;
-        writeln!(out)?;
-    } else {
-        write!(out, "\n{outcome}")?;
-    }
+    show(&outcome, args.json)?;
     Ok(if outcome.broken.is_empty() {
         ExitCode::SUCCESS
     } else {
