@@ -95,6 +95,20 @@ pub enum Idle {
     Block,
 }
 
+impl Idle {
+    /// What an engine does whose thread is pinned or not. `auto` spins on a core of its own where at
+    /// least four are there, so that the rest of the machine keeps running; otherwise it blocks.
+    #[must_use]
+    pub fn in_force(self, pinned: bool) -> Idle {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        match self {
+            Idle::Auto if pinned && cores >= 4 => Idle::Spin,
+            Idle::Auto => Idle::Block,
+            chosen => chosen,
+        }
+    }
+}
+
 /// `[engine]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

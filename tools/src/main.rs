@@ -39,6 +39,15 @@ enum Command {
         seqcast archive ls /var/lib/seqcast/ticks\n  \
         seqcast archive cat /var/lib/seqcast/ticks --session last --format json | head")]
     Archive(cli::archive::Args),
+    /// Look at a host and a NIC before an engine runs there, and say what to change.
+    ///
+    /// Each line has a state, what was found, why it matters, and the command that mends it. "BAD" means
+    /// that an engine will not run so, and exit status 1; "poor" costs latency or loses frames under load.
+    /// Nothing is changed, and no privilege is needed.
+    #[command(after_help = "Examples:\n  \
+        seqcast check --config ticks.toml\n  \
+        seqcast check eth1 --core 3 --json")]
+    Check(cli::host::CheckArgs),
     /// Make or describe Nasdaq ITCH 5.0 sessions in BinaryFILE framing.
     ///
     /// A made session is a whole trading day of messages that fit together: a subscriber can
@@ -87,16 +96,26 @@ enum Command {
         --speed 10x --stdout --format json | consumer\n  \
         seqcast replay ticks --session all --to-file day.bin --format binaryfile")]
     Replay(cli::replay::Args),
+    /// Change what "seqcast check" finds wrong, as far as it can be changed without a restart.
+    ///
+    /// Some NICs drop their link for a second when queues or rings change: not while a stream runs.
+    #[command(after_help = "Examples:\n  \
+        seqcast tune --config ticks.toml --dry-run\n  \
+        seqcast tune --config ticks.toml\n  \
+        seqcast tune eth1 --undo")]
+    Tune(cli::host::TuneArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Archive(args) => cli::archive::run(&args),
+        Command::Check(args) => cli::host::check(&args),
         Command::Itch(args) => cli::itch::run(&args),
         Command::Key(args) => cli::key::run(&args),
         Command::Lab(args) => cli::lab::run(&args),
         Command::Sim(args) => cli::sim::run(&args),
         Command::Replay(args) => cli::replay::run(&args),
+        Command::Tune(args) => cli::host::tune(&args),
     };
     outcome.unwrap_or_else(|error| {
         cli::say(format_args!("seqcast: {}", in_full(&error)));

@@ -29,17 +29,13 @@ pub(super) struct IdleState {
 }
 
 impl IdleState {
-    /// Follows the configured strategy. `auto` spins on a core of its own where at least four are
-    /// there, so that the rest of the machine keeps running; otherwise it blocks.
+    /// Follows the configured strategy.
     #[must_use]
     pub(super) fn new(idle: Idle, pinned: bool) -> IdleState {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let idle = match idle {
-            Idle::Auto if pinned && cores >= 4 => Idle::Spin,
-            Idle::Auto => Idle::Block,
-            chosen => chosen,
-        };
-        IdleState { idle, fruitless: 0 }
+        IdleState {
+            idle: idle.in_force(pinned),
+            fruitless: 0,
+        }
     }
 
     /// Something was done.

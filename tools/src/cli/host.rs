@@ -1,0 +1,219 @@
+//! `seqcast check` and `seqcast tune`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use seqcast_engine::config::{Config, Idle, LinkKind, Udp, Xdp};
+use seqcast_engine::link::Bind;
+use seqcast_tools::host::{self, Finding, Outcome, Remedy, State, Step, Wish};
+
+#[derive(clap::Args)]
+#[group(id = "whom", required = true, multiple = true)]
+struct Whom {
+    /// The interface; with --config, instead of the one named there.
+    #[arg(group = "whom")]
+    interface: Option<String>,
+    /// An engine's configuration: its interface, link, core, queues and frames are what is looked at.
+    #[arg(long, value_name = "FILE", group = "whom")]
+    config: Option<PathBuf>,
+    /// The core that the engine is pinned to, instead of the one in the configuration.
+    #[arg(long, value_name = "N")]
+    core: Option<usize>,
+    /// For an engine that uses kernel sockets, whatever the configuration says.
+    #[arg(long)]
+    udp: bool,
+    /// Only this topic, by the word in the table's second column; may be given several times.
+    #[arg(long, value_name = "TOPIC")]
+    only: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    whom: Whom,
+    /// Say of all that is good, too, why it matters.
+    #[arg(long, short)]
+    verbose: bool,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct TuneArgs {
+    #[command(flatten)]
+    whom: Whom,
+    /// Only tell what would be changed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Bring back what was there before the first change.
+    #[arg(long, conflicts_with = "only")]
+    undo: bool,
+    /// Where to keep what was there before. A restart of the machine undoes all by itself.
+    #[arg(long, value_name = "DIR", default_value = "/run/seqcast")]
+    state: PathBuf,
+}
+
+impl Whom {
+    fn wish(&self) -> Result<Wish> {
+        let config = self.config.as_deref().map(Config::read).transpose()?;
+        let engine = config.as_ref().map(|config| &config.engine);
+        let interface = self
+            .interface
+            .clone()
+            .or_else(|| engine.map(|engine| engine.interface.clone()));
+        let core = self.core.or(engine.and_then(|engine| engine.core));
+        let xdp = engine.map_or_else(Xdp::default, |engine| engine.xdp.clone());
+        let udp = engine.map_or_else(Udp::default, |engine| engine.udp.clone());
+        Ok(Wish {
+            interface: interface.context("which interface?")?,
+            core,
+            spins: engine.is_none_or(|engine| engine.idle.in_force(core.is_some()) == Idle::Spin),
+            xdp: !self.udp && engine.is_none_or(|engine| engine.link != LinkKind::Udp),
+            zero_copy: xdp.bind == Bind::ZeroCopy,
+            queues: xdp.queues,
+            frame_size: xdp.frame_size,
+            frames: xdp.frames,
+            rx_ring: xdp.rx_ring,
+            groups: config.as_ref().map_or(1, groups),
+            receive_buffer: udp.receive_buffer,
+        })
+    }
+
+    fn examine(&self) -> Result<(Wish, Vec<Finding>)> {
+        let wish = self.wish()?;
+        let mut findings = host::examine(&wish).with_context(|| format!("cannot examine {}", wish.interface))?;
+        if let Some(unknown) = self
+            .only
+            .iter()
+            .find(|topic| findings.iter().all(|f| f.topic != **topic))
+        {
+            let topics: Vec<&str> = findings.iter().map(|finding| finding.topic).collect();
+            bail!("nothing is said here of {unknown:?}; there are {}", topics.join(", "));
+        }
+        findings.retain(|finding| self.only.is_empty() || self.only.iter().any(|topic| finding.topic == topic));
+        Ok((wish, findings))
+    }
+}
+
+/// How many groups an engine joins.
+fn groups(config: &Config) -> usize {
+    let received = config
+        .subscribe
+        .iter()
+        .map(|s| s.stream)
+        .chain(config.archive.iter().map(|a| a.stream));
+    let mut groups: Vec<_> = received.map(|stream| *stream.ip()).collect();
+    groups.sort();
+    groups.dedup();
+    groups.len()
+}
+
+pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode> {
+    let (_, findings) = args.whom.examine()?;
+    let mut out = io::stdout().lock();
+    for finding in &findings {
+        super::tell(if args.json {
+            let line = serde_json::to_string(&Line::of(finding))?;
+            writeln!(out, "{line}")
+        } else {
+            show(&mut out, finding, args.verbose)
+        })?;
+    }
+    let count = |state| findings.iter().filter(|finding| finding.state == state).count();
+    if !args.json {
+        let (bad, poor) = (count(State::Bad), count(State::Poor));
+        super::tell(writeln!(out, "{bad} bad, {poor} poor, {} in all", findings.len()))?;
+    }
+    Ok(ExitCode::from(u8::from(count(State::Bad) > 0)))
+}
+
+/// A finding for scripts.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    topic: &'a str,
+    state: State,
+    is: &'a str,
+    why: &'a str,
+    /// Commands that mend it.
+    commands: Vec<String>,
+    /// What else is to be done.
+    advice: Option<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    fn of(finding: &'a Finding) -> Line<'a> {
+        let (commands, advice) = match &finding.remedy {
+            Some(Remedy::Change(changes)) => (changes.iter().map(ToString::to_string).collect(), None),
+            Some(Remedy::Advice(text)) => (Vec::new(), Some(text.as_str())),
+            None => (Vec::new(), None),
+        };
+        Line {
+            topic: finding.topic,
+            state: finding.state,
+            is: &finding.is,
+            why: finding.why,
+            commands,
+            advice,
+        }
+    }
+}
+
+fn show(out: &mut impl Write, finding: &Finding, verbose: bool) -> io::Result<()> {
+    let state = match finding.state {
+        State::Good => "ok",
+        State::Note => "note",
+        State::Poor => "poor",
+        State::Bad => "BAD",
+    };
+    let line = Line::of(finding);
+    writeln!(out, "{state:<5} {:<15} {}", line.topic, line.is)?;
+    if verbose || finding.state > State::Good {
+        writeln!(out, "{:21} why: {}", "", line.why)?;
+    }
+    for command in line.commands.iter().map(String::as_str).chain(line.advice) {
+        writeln!(out, "{:21} do:  {command}", "")?;
+    }
+    Ok(())
+}
+
+pub(crate) fn tune(args: &TuneArgs) -> Result<ExitCode> {
+    let interface = args.whom.wish()?.interface;
+    let record = args.state.join(format!("tune-{interface}.json"));
+    let steps = if args.undo {
+        host::undo(&record, args.dry_run)?
+    } else {
+        let (_, findings) = args.whom.examine()?;
+        host::tune(&findings, &record, args.dry_run)?
+    };
+    let mut out = io::stdout().lock();
+    for step in &steps {
+        super::tell(tell_step(&mut out, step))?;
+    }
+    let changed = steps
+        .iter()
+        .filter(|s| matches!(s.outcome, Outcome::Made | Outcome::Planned))
+        .count();
+    let refused = steps
+        .iter()
+        .filter(|s| matches!(s.outcome, Outcome::Refused(_)))
+        .count();
+    let would = if args.dry_run { "to be changed" } else { "changed" };
+    super::tell(writeln!(out, "{changed} {would}, {refused} refused"))?;
+    if changed > 0 && !args.dry_run && !args.undo {
+        super::tell(writeln!(out, "back: seqcast tune {interface} --undo"))?;
+    }
+    Ok(ExitCode::from(u8::from(refused > 0)))
+}
+
+fn tell_step(out: &mut impl Write, step: &Step) -> io::Result<()> {
+    let (change, before) = (&step.change, step.before.as_deref().unwrap_or("unknown"));
+    match &step.outcome {
+        Outcome::Planned => writeln!(out, "would   {change}   # now {before}"),
+        Outcome::Made => writeln!(out, "did     {change}   # was {before}"),
+        Outcome::Already => writeln!(out, "is so   {change}"),
+        Outcome::Refused(reason) => writeln!(out, "refused {change}   # {reason}"),
+    }
+}
