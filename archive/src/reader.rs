@@ -5,7 +5,6 @@
 //! segment that the writer recycles meanwhile is noticed and never misread.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -23,6 +22,10 @@ use crate::recovery::{IDENTITY, META, parse_identity, session_of};
 use crate::segment::{self, Header, Position};
 use crate::storage::list;
 use crate::{Error, MAX_RANGES, session_dir};
+
+mod verify;
+
+pub use verify::{Damage, Progress, Verified};
 
 /// A read-only view of an archive directory.
 #[derive(Debug)]
@@ -129,59 +132,6 @@ impl From<Record<'_>> for OwnedRecord {
             recv_ns: record.recv_ns,
             flags: record.flags,
             block: record.block.to_vec(),
-        }
-    }
-}
-
-/// Something in an archive that is not as it was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// In which file.
-    pub file: PathBuf,
-    /// At which byte of it.
-    pub offset: u64,
-    /// What is wrong.
-    pub why: String,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}: {}", self.file.display(), self.offset, self.why)
-    }
-}
-
-/// How far [`SessionReader::verify`] is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Segments read.
-    pub segments: u64,
-    /// Segments that there are to read.
-    pub of: u64,
-    /// Records checked.
-    pub records: u64,
-    /// Bytes of records checked.
-    pub bytes: u64,
-}
-
-/// What [`SessionReader::verify`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// What was read.
-    pub progress: Progress,
-    /// How many places are damaged.
-    pub damaged: u64,
-    /// The first of them, at most [`Verified::LISTED`].
-    pub damage: Vec<Damage>,
-}
-
-impl Verified {
-    /// The most damaged places that are listed one by one.
-    pub const LISTED: usize = 1000;
-
-    fn add(&mut self, damage: Damage) {
-        self.damaged += 1;
-        if self.damage.len() < Verified::LISTED {
-            self.damage.push(damage);
         }
     }
 }
@@ -475,76 +425,6 @@ impl SessionReader {
         let mut bytes = vec![0; length as usize];
         file.read_exact_at(&mut bytes, offset)?;
         Ok((bytes, *generation))
-    }
-
-    /// Checks every record's checksum and that the index finds it. `progress` is called after
-    /// each segment.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when a file cannot be read; damage is no error.
-    pub fn verify(&mut self, mut progress: impl FnMut(Progress)) -> Result<Verified, Error> {
-        let mut found = Verified::default();
-        found.progress.of = self.segments.len() as u64;
-        for (number, end) in self.segments.clone() {
-            self.verify_segment(number, end, &mut found)?;
-            found.progress.segments += 1;
-            progress(found.progress);
-        }
-        Ok(found)
-    }
-
-    fn verify_segment(&mut self, number: u32, end: Option<u32>, found: &mut Verified) -> Result<(), Error> {
-        let file = self.path(&segment::file_name(number));
-        let Some(loaded) = self.load(number)? else {
-            if end.is_some() && file.exists() {
-                let why = "its header is damaged".into();
-                let offset = 0;
-                found.add(Damage { file, offset, why });
-            }
-            return Ok(());
-        };
-        let mut reached = segment::HEADER;
-        for (at, entry) in walk(&loaded) {
-            reached = at;
-            let why = match entry {
-                Ok(Entry::Data(record)) => {
-                    found.progress.records += 1;
-                    let size = record::size(record.block.len());
-                    found.progress.bytes += size as u64;
-                    reached += size;
-                    self.misplaced(number, at, &record)?
-                }
-                Ok(Entry::Lost(_) | Entry::End(..)) => {
-                    reached += record::size(4);
-                    None
-                }
-                Err(why) => Some(why.to_owned()),
-            };
-            // A segment that was recycled while it was read shows in its header.
-            if let Some(why) = why
-                && self.load(number)?.is_some_and(|l| l.generation == loaded.generation)
-            {
-                let (file, offset) = (file.clone(), at as u64);
-                found.add(Damage { file, offset, why });
-            }
-        }
-        if let Some(end) = end.filter(|&end| reached < end as usize) {
-            let (offset, why) = (reached as u64, format!("records end here, not at {end}"));
-            found.add(Damage { file, offset, why });
-        }
-        Ok(())
-    }
-
-    /// What is wrong with the index entries of a record.
-    fn misplaced(&mut self, number: u32, at: usize, record: &Record<'_>) -> Result<Option<String>, Error> {
-        let range = record.range();
-        for seq in [range.first.max(self.floor), range.last] {
-            let here = Position::new(number, at as u32);
-            if seq >= self.floor && self.look_up(seq)? != Some(here) && self.read(seq)?.is_none() {
-                return Ok(Some(format!("the index does not find number {seq}")));
-            }
-        }
-        Ok(None)
     }
 }
 

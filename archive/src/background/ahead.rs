@@ -1,0 +1,178 @@
+//! Preparing what the appender will need: segments, pieces of index, touched pages.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use seqcast_proto::seq::Seq;
+
+use super::pool::Spare;
+use super::{Background, lock};
+use crate::index::{self, CHUNK_BYTES};
+use crate::mapping::{Mapping, Pages};
+use crate::segment::{self, Header, Mapped, Position, Segment};
+
+/// How far ahead of the writer pages are touched, and how often it asks for more.
+const AHEAD: u32 = 4 << 20;
+pub(crate) const STEP: u32 = 1 << 20;
+/// How long to wait before space is asked for again on a full disk.
+pub(super) const RETRY: Duration = Duration::from_millis(100);
+
+/// How far the pages of a new segment of `length` bytes are touched.
+pub(crate) fn touched_first(length: u32) -> u32 {
+    length.min(AHEAD)
+}
+
+/// What is prepared for the appender.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    current: Option<Current>,
+    /// When to try again what could not be made.
+    retry_at: Option<Instant>,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+pub(super) struct Current {
+    pub(super) number: u32,
+    pub(super) pages: Pages,
+    /// How far its pages are touched.
+    pub(super) touched: u32,
+}
+
+impl Background {
+    /// Asks for the segment and the chunk that are needed next.
+    pub(crate) fn want_segment(&self, number: u32) {
+        if self.helper.is_some() {
+            self.segment.want(number);
+        }
+    }
+
+    pub(crate) fn want_chunk(&self, number: u32) {
+        if self.helper.is_some() {
+            self.chunk.want(number);
+        }
+    }
+
+    /// The new, empty segment `number`.
+    pub(crate) fn take_segment(&self, number: u32) -> io::Result<Segment> {
+        self.segment
+            .take(number, self.helper.as_deref(), || self.make_segment(number))
+    }
+
+    /// The new index chunk `number`.
+    pub(crate) fn take_chunk(&self, number: u32) -> io::Result<Mapping> {
+        self.chunk
+            .take(number, self.helper.as_deref(), || self.make_chunk(number))
+    }
+
+    fn make_segment(&self, number: u32) -> io::Result<Segment> {
+        let length = self.options.segment_bytes;
+        self.claim(length)?;
+        let made = self.build_segment(number, length as u32);
+        made.inspect_err(|_| self.unclaim(length))
+    }
+
+    fn build_segment(&self, number: u32, length: u32) -> io::Result<Segment> {
+        let path = self.path(&segment::file_name(number));
+        let spare = self.pool.take(length as usize);
+        let (spare, mut map, generation) = match spare {
+            Some(Spare { name, mapped }) => (Some(name), mapped.map, mapped.generation.wrapping_add(1)),
+            None => (None, self.storage.create(&path, length as usize)?, 1),
+        };
+        let header = Header {
+            stream: self.stream,
+            session: self.session,
+            number,
+            generation,
+            length,
+        };
+        map.bytes_mut()[..segment::HEADER].copy_from_slice(&header.to_bytes());
+        map.publish(segment::HEADER, 0);
+        if let Some(spare) = spare {
+            self.storage.rename(&spare, &path)?;
+        }
+        self.ready_pages(&mut map, touched_first(length) as usize);
+        Ok(Segment {
+            number,
+            length,
+            end: segment::HEADER as u32,
+            highest: Seq(0),
+            mapped: Mapped { map, generation }.into(),
+        })
+    }
+
+    fn make_chunk(&self, number: u32) -> io::Result<Mapping> {
+        self.claim(CHUNK_BYTES as u64)?;
+        let made = self.storage.create(&self.path(&index::file_name(number)), CHUNK_BYTES);
+        let mut map = made.inspect_err(|_| self.unclaim(CHUNK_BYTES as u64))?;
+        self.ready_pages(&mut map, CHUNK_BYTES);
+        Ok(map)
+    }
+
+    /// Makes the first `len` bytes of a new file present; on old kernels all of it, because a
+    /// file that is in use can then not be touched ahead.
+    fn ready_pages(&self, map: &mut Mapping, len: usize) {
+        if self.helper.is_some() && map.pages().populate(0..len).is_err() {
+            map.touch();
+        }
+    }
+
+    /// Prepares what the appender will need and says when there is something to do again.
+    pub(super) fn ahead(&self) -> Option<Instant> {
+        let mut ahead = lock(&self.ahead);
+        if self.closed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.touch_ahead(&mut ahead);
+        let now = Instant::now();
+        let retry = self.space.swap(false, Ordering::AcqRel) || ahead.retry_at.is_some_and(|at| at <= now);
+        if !self.prepare(retry) {
+            ahead.retry_at = None;
+        } else if retry || ahead.retry_at.is_none() {
+            ahead.retry_at = Some(now + RETRY);
+        }
+        ahead.retry_at
+    }
+
+    /// Makes what was asked for; returns whether something could not be made.
+    fn prepare(&self, retry: bool) -> bool {
+        let no_segment = self.segment.fill(retry, |n| self.make_segment(n));
+        let no_chunk = self.chunk.fill(retry, |n| self.make_chunk(n));
+        no_segment || no_chunk
+    }
+
+    /// Touches the pages that the appender is about to reach.
+    fn touch_ahead(&self, ahead: &mut Ahead) {
+        let tail = Position(self.tail.load(Ordering::Acquire));
+        if let Some(new) = lock(&self.lead).take() {
+            ahead.current = Some(new);
+        }
+        let Some(current) = ahead.current.as_mut().filter(|c| c.number == tail.segment()) else {
+            return;
+        };
+        let length = current.pages.len() as u32;
+        let mut from = current.touched.max(tail.offset());
+        while from < length && from < tail.offset().saturating_add(AHEAD) {
+            let to = length.min(from.saturating_add(STEP));
+            if current.pages.populate(from as usize..to as usize).is_err() {
+                return; // An old kernel; the whole segment was touched when it was made.
+            }
+            from = to;
+        }
+        current.touched = from;
+    }
+
+    /// Removes what was made ahead and not used.
+    pub(crate) fn give_back(&self) -> io::Result<()> {
+        if let Some((number, segment)) = self.segment.clear() {
+            self.storage.remove(&self.path(&segment::file_name(number)))?;
+            self.unclaim(u64::from(segment.length));
+        }
+        if let Some((number, _)) = self.chunk.clear() {
+            self.storage.remove(&self.path(&index::file_name(number)))?;
+            self.unclaim(CHUNK_BYTES as u64);
+        }
+        Ok(())
+    }
+}
