@@ -102,6 +102,8 @@ pub struct SubscriptionReport {
     pub repaired_server: u64,
     /// Messages reported as lost.
     pub lost: u64,
+    /// Of those, given up since no answer came; the others nobody has any more.
+    pub unanswered: u64,
     /// Messages that came again.
     pub duplicates: u64,
     /// NAK frames sent.

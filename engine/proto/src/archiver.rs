@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
-use crate::gaps::{GapConfig, Gaps, NAMED, Parties, nak_stamp};
+use crate::gaps::{GapConfig, Gaps, NAMED, Parties, Refuser, nak_stamp};
 use crate::io::{ArchiveStore, End, Lookup, Outbox, Record, Refused, Store};
 use crate::lines::{Line, LineChange, Lines, LinesConfig, Verdict};
 use crate::ranges::RangeSet;
@@ -357,7 +357,8 @@ impl Archiver {
                         // The server waits for what a loss of power has taken out of this log.
                         recording.miss_absent(now.mono);
                     }
-                    recording.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
+                    let by = Refuser::new(from, header);
+                    recording.gaps.ended(end.last, by, &self.parties, now.mono);
                     recording.traced |= by_server;
                     let previous = Session(body.previous_session.get());
                     if previous < session && previous != Session::NONE {
@@ -371,7 +372,7 @@ impl Archiver {
                 }
             }
             Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && from != self.config.local => {
-                self.responder.on_nak(now, from, session, &ranges, out);
+                self.responder.on_nak(now, from, header, &ranges, out);
             }
             Body::Unavailable(refusals) => self.on_unavailable(now.mono, from, header, refusals, store),
             Body::Nak(_) | Body::Ack(_) => {}
@@ -601,15 +602,15 @@ impl Archiver {
 
     /// Asks the server about older sessions of which it has not told the neighbours: whole sessions
     /// may have passed while this archive was away, and their server keeps them until it asks.
-    fn trace(&self, now: Now, out: &mut impl Outbox) {
+    fn trace(&mut self, now: Now, out: &mut impl Outbox) {
         let Some(server) = self.parties.server() else { return };
-        let older = self.recordings.split_last().map_or(&[][..], |(_, older)| older);
+        let older = self.recordings.split_last_mut().map_or(&mut [][..], |(_, older)| older);
         // Behind the last number of all there is none to ask for.
         let beyond = |r: &Recording| SeqRange::of(r.horizon.max(r.end.map_or(Seq(0), |e| e.last).next()), 1);
-        let untraced = older.iter().rev().filter(|r| !r.traced);
-        for (recording, beyond) in untraced.filter_map(|r| Some((r, beyond(r)?))).take(TRACED_AT_ONCE) {
+        let untraced = older.iter_mut().rev().filter(|r| !r.traced);
+        for (beyond, recording) in untraced.filter_map(|r| Some((beyond(r)?, r))).take(TRACED_AT_ONCE) {
             let stamp = Stamp {
-                time: now.wall,
+                time: recording.gaps.question(now),
                 flags: flags::ASK_SERVER,
                 ..nak_stamp(self.config.stream, recording.session, self.config.origin)
             };
@@ -691,6 +692,7 @@ impl Archiver {
         refusals: Refusals<'_>,
         store: &mut impl ArchiveStore,
     ) {
+        let by = Refuser::new(from, header);
         let by_server = header.has(flags::FROM_SERVER);
         let session = header.session();
         let Some(recording) = self.recordings.iter_mut().find(|r| r.session == session) else {
@@ -703,7 +705,7 @@ impl Archiver {
             recording.traced |= by_server && reason == Reason::UnknownSession;
             recording
                 .gaps
-                .refused(range, from, by_server, (reason, retry_ms), &self.parties, now);
+                .refused(range, by, (reason, retry_ms), &self.parties, now);
         }
         if refusals.iter().any(|(_, reason, _)| reason == Reason::UnknownSession) {
             self.on_missed(now, header.later_session(), store);
@@ -723,7 +725,8 @@ impl Archiver {
             if self.recordings[at].gaps.is_due(now.mono, Seq(u32::MAX)) {
                 let stats = &mut self.stats;
                 self.recordings[at].gaps.confirm(now.mono, |_| stats.gaps += 1);
-                while let Some(range) = self.recordings[at].gaps.take_given_up(now.mono, &self.parties) {
+                // It gives up only what was refused.
+                while let Some((range, _)) = self.recordings[at].gaps.take_given_up(now.mono, &self.parties) {
                     self.give_up(now.mono, at, range, store);
                 }
                 let recording = &mut self.recordings[at];

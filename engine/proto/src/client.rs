@@ -2,9 +2,9 @@
 
 use core::net::SocketAddrV4;
 
-use crate::gaps::{GapConfig, Gaps, Parties, nak_stamp};
+use crate::gaps::{GapConfig, Gaps, Parties, Refuser, nak_stamp};
 use crate::hold::Hold;
-use crate::io::{Application, Delivery, End, Event, Outbox, Path};
+use crate::io::{Application, Delivery, End, Event, Loss, Outbox, Path};
 use crate::lines::{Line, Lines, LinesConfig, Verdict};
 use crate::ranges::RangeSet;
 use crate::seq::{Seq, SeqRange, Session, Stream};
@@ -107,6 +107,8 @@ pub struct ClientStats {
     pub gaps: u64,
     /// Messages reported as lost.
     pub lost: u64,
+    /// Of those, given up since no answer came.
+    pub unanswered: u64,
     /// Messages received that had been delivered or were held already.
     pub duplicates: u64,
     /// Frames dropped because they were too far ahead or nothing could be held; repaired later.
@@ -197,6 +199,8 @@ pub struct Client<F> {
     gaps: Gaps,
     /// Given up, in order: reported when their turn comes.
     lost: RangeSet,
+    /// Of those, the ones that somebody may have had.
+    unanswered: RangeSet,
     /// On arrival: delivered or reported as lost, above the next message.
     done: RangeSet,
     parties: Parties,
@@ -247,6 +251,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             hold,
             gaps: Gaps::new(gaps, config.seed),
             lost: RangeSet::new(config.gaps.max_gaps),
+            unanswered: RangeSet::new(config.gaps.max_gaps),
             done: RangeSet::new(done),
             // Until a heartbeat says otherwise an archive may have what the server lacks.
             parties: Parties::new(true).by_multicast(config.ask_group.or(seek)),
@@ -395,8 +400,8 @@ impl<F: AsRef<[u8]>> Client<F> {
             let Cursor { session, stats, .. } = &mut self.cursor;
             self.gaps
                 .confirm(now.mono, |range| open_gap(*session, range, stats, app));
-            while let Some(range) = self.gaps.take_given_up(now.mono, &self.parties) {
-                self.give_up(now.mono, range, app);
+            while let Some((range, why)) = self.gaps.take_given_up(now.mono, &self.parties) {
+                self.give_up(now.mono, range, why, app);
             }
             // What was given up makes room to ask.
             let limit = self.limit();
@@ -601,14 +606,11 @@ impl<F: AsRef<[u8]>> Client<F> {
         loop {
             self.cursor.blocked = false;
             let next = self.cursor.next;
-            if let Some(range) = self.lost.range_of(next).and_then(|r| SeqRange::new(next, r.last)) {
-                self.cursor.stats.lost += u64::from(range.len());
-                app.event(Event::Lost {
-                    session: self.cursor.session,
-                    range,
-                });
+            if let Some((range, why)) = self.lost_from(next) {
+                self.report_lost(range, why, app);
                 self.advance(range.last);
                 self.lost.remove_below(self.cursor.next);
+                self.unanswered.remove_below(self.cursor.next);
                 continue;
             }
             let Some(frame) = self.hold.get(next) else { return };
@@ -620,6 +622,30 @@ impl<F: AsRef<[u8]>> Client<F> {
             }
             self.advance(wanted.last);
         }
+    }
+
+    /// What is lost from `next` on, all for one reason.
+    fn lost_from(&self, next: Seq) -> Option<(SeqRange, Loss)> {
+        let lost = self.lost.range_of(next)?;
+        let unanswered = self.unanswered.as_slice();
+        let (last, why) = match unanswered.get(unanswered.partition_point(|r| r.last < next)) {
+            Some(part) if part.first <= next => (part.last, Loss::Unanswered),
+            Some(part) => (part.first.prev(), Loss::Refused),
+            None => (Seq::LAST, Loss::Refused),
+        };
+        Some((SeqRange::new(next, last.min(lost.last))?, why))
+    }
+
+    fn report_lost(&mut self, range: SeqRange, why: Loss, app: &mut impl Application) {
+        let Cursor { session, stats, .. } = &mut self.cursor;
+        let messages = u64::from(range.len());
+        stats.lost += messages;
+        stats.unanswered += if why == Loss::Unanswered { messages } else { 0 };
+        app.event(Event::Lost {
+            session: *session,
+            range,
+            why,
+        });
     }
 
     fn on_heartbeat(
@@ -702,8 +728,8 @@ impl<F: AsRef<[u8]>> Client<F> {
                 self.set_end(now, end);
             }
             // A server that lost power may not know what it sent last.
-            let by_server = header.has(flags::FROM_SERVER);
-            self.gaps.ended(end.last, from, by_server, &self.parties, now.mono);
+            let by = Refuser::new(from, header);
+            self.gaps.ended(end.last, by, &self.parties, now.mono);
         }
     }
 
@@ -740,7 +766,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         if header.session() != self.cursor.session {
             return;
         }
-        let by_server = header.has(flags::FROM_SERVER);
+        let by = Refuser::new(from, header);
         for (range, reason, retry_ms) in refusals.iter() {
             if reason.is_of_the_past() && self.end.is_none() {
                 self.miss_up_to(range.end(), now);
@@ -749,7 +775,7 @@ impl<F: AsRef<[u8]>> Client<F> {
                 self.note_later(header.later_session());
             }
             self.gaps
-                .refused(range, from, by_server, (reason, retry_ms), &self.parties, now.mono);
+                .refused(range, by, (reason, retry_ms), &self.parties, now.mono);
         }
     }
 
@@ -772,7 +798,7 @@ impl<F: AsRef<[u8]>> Client<F> {
     }
 
     /// Nobody has these messages, or nobody answered for too long.
-    fn give_up(&mut self, now: Nanos, range: SeqRange, app: &mut impl Application) {
+    fn give_up(&mut self, now: Nanos, range: SeqRange, why: Loss, app: &mut impl Application) {
         // Numbers that nobody has sent were only asked for in case they exist.
         if let Some(known) = SeqRange::new(range.first.max(self.cursor.next), range.last.min(self.horizon.prev())) {
             // Only numbers within the window can be held; all beyond it are absent.
@@ -780,11 +806,11 @@ impl<F: AsRef<[u8]>> Client<F> {
             let window_end = self.cursor.next.plus(self.hold.window());
             for seq in (known.first.0..known.last.next().min(window_end).0).map(Seq) {
                 if self.hold.get(seq).is_some() {
-                    self.lose(now, SeqRange::new(from, seq.prev()), app);
+                    self.lose(now, SeqRange::new(from, seq.prev()), why, app);
                     from = seq.next();
                 }
             }
-            self.lose(now, SeqRange::new(from, known.last), app);
+            self.lose(now, SeqRange::new(from, known.last), why, app);
             if !self.cursor.blocked {
                 self.drain(app);
             }
@@ -804,14 +830,18 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
     }
 
-    fn lose(&mut self, now: Nanos, range: Option<SeqRange>, app: &mut impl Application) {
+    fn lose(&mut self, now: Nanos, range: Option<SeqRange>, why: Loss, app: &mut impl Application) {
+        let Some(range) = range else { return };
         if self.config.order == Order::Arrival {
-            return self.lose_now(now, range, app);
+            return self.lose_now(now, range, why, app);
         }
-        if let Some(range) = range
-            && self.lost.insert(range).is_err()
-        {
+        let noted = match why {
+            Loss::Refused => Ok(()),
+            Loss::Unanswered => self.unanswered.insert(range),
+        };
+        if noted.and_then(|()| self.lost.insert(range)).is_err() {
             // Too many separate losses at once: this one waits for its turn.
+            self.unanswered.remove(range);
             self.gaps.miss(range, now);
         }
     }
@@ -848,6 +878,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.hold.clear();
         self.gaps.clear();
         self.lost.clear();
+        self.unanswered.clear();
         self.done.clear();
         app.event(Event::SessionStarted { session: next });
         // In a session that is over, or whose server is silent, no frame would tell what there is.

@@ -6,11 +6,11 @@
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
-use crate::io::Outbox;
+use crate::io::{Loss, Outbox};
 use crate::rng::Rng;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MICROS, MILLIS, Nanos, Now, RoundTrip, SECONDS};
-use crate::wire::{Kind, MAX_ENDPOINTS, MAX_RANGES, Reason, Stamp, flags};
+use crate::wire::{Header, Kind, MAX_ENDPOINTS, MAX_RANGES, Reason, Stamp, flags};
 
 /// Most archives that are asked in turn: all that a heartbeat can name.
 pub const MAX_ARCHIVES: usize = MAX_ENDPOINTS / 2 - 1;
@@ -231,6 +231,27 @@ impl Parties {
 
 const REFUSED_BY_SERVER: u16 = 1 << MAX_ARCHIVES;
 
+/// Who refuses, and what he was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Refuser {
+    from: SocketAddrV4,
+    is_server: bool,
+    /// See [`Header::question`].
+    question: u64,
+}
+
+impl Refuser {
+    /// The sender of an UNAVAILABLE or END.
+    #[must_use]
+    pub fn new(from: SocketAddrV4, header: &Header) -> Refuser {
+        Refuser {
+            from,
+            is_server: header.has(flags::FROM_SERVER),
+            question: header.question(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     range: SeqRange,
@@ -244,8 +265,12 @@ struct Gap {
     questions: u32,
     /// Asked, and neither answered nor timed out.
     open: bool,
+    /// The last question about it.
+    question: u64,
     /// One bit a party that will never have it.
     refused_by: u16,
+    /// The first question whose refusals count: who answers an older one may have it by now.
+    since: u64,
     /// When the server's bit was set.
     let_go_at: Nanos,
     /// It waits for another line; nobody has been told of it.
@@ -259,6 +284,12 @@ impl Gap {
     /// has refused what was not known when he did.
     fn is_untouched(&self) -> bool {
         self.tries == 0 && self.refused_by == 0 && !self.hastened
+    }
+
+    /// Archives' refusals count from this question on.
+    fn forget_archives(&mut self, question: u64) {
+        self.refused_by &= REFUSED_BY_SERVER;
+        self.since = question;
     }
 }
 
@@ -288,6 +319,8 @@ pub struct Gaps {
     freed: u32,
     /// No gap that waits for another line ends below this number.
     suspected_up_to: Seq,
+    /// The last question asked.
+    asked: u64,
     /// NAK frames sent.
     pub naks: u64,
 }
@@ -306,6 +339,7 @@ impl Gaps {
             held_back: None,
             freed: 0,
             suspected_up_to: Seq(u32::MAX),
+            asked: 0,
             naks: 0,
             window: config.ask_window,
             config,
@@ -394,6 +428,7 @@ impl Gaps {
                     && gap.range.end() == hole.first
                 {
                     gap.range.last = hole.last;
+                    gap.since = self.asked + 1;
                 } else if self.list.len() >= self.config.max_gaps {
                     self.stretch(at, hole, due);
                 } else {
@@ -405,7 +440,9 @@ impl Gaps {
                         tries: 0,
                         questions: 0,
                         open: false,
+                        question: 0,
                         refused_by: 0,
+                        since: self.asked + 1,
                         let_go_at: 0,
                         suspected: self.config.skew > 0,
                         hastened: false,
@@ -437,6 +474,7 @@ impl Gaps {
             gap.open = false;
             // Nobody has been asked for what it has grown over.
             gap.refused_by = 0;
+            gap.since = self.asked + 1;
             gap.due = gap.due.min(due);
             self.next_due = self.next_due.min(gap.due);
         }
@@ -557,41 +595,50 @@ impl Gaps {
         }
     }
 
-    /// Takes a refusal: the next party is asked at once, or all again after a pause.
+    /// Takes a refusal: the next party is asked at once, or all again after a pause. One that answers
+    /// a question of long ago says nothing.
     pub fn refused(
         &mut self,
         range: SeqRange,
-        from: SocketAddrV4,
-        by_server: bool,
+        by: Refuser,
         (reason, retry_ms): (Reason, u16),
         parties: &Parties,
         now: Nanos,
     ) {
-        let bit = if by_server {
+        let bit = if by.is_server {
             REFUSED_BY_SERVER
         } else {
-            parties.place_of(from).map_or(0, |i| 1 << i)
+            parties.place_of(by.from).map_or(0, |i| 1 << i)
         };
         let timeout = self.rtt.timeout();
         let mut at = self.list.partition_point(|g| g.range.last < range.first);
         while let Some(part) = self.list.get(at).and_then(|g| g.range.intersect(range)) {
+            let answers = |oldest: u64| (oldest..=self.asked).contains(&by.question);
+            let gap = self.list[at];
+            let counts = reason.is_final() && answers(gap.since);
+            // An answer of a party that was not asked last changes no timer.
+            let ends_wait = gap.open && by.is_server == gap.tries.is_multiple_of(2) && answers(gap.question);
+            if !counts && !ends_wait {
+                at += 1;
+                continue;
+            }
             let Some(alone) = self.isolate(at, part) else { return };
             let gap = &mut self.list[alone];
             at = alone + 1;
-            if reason.is_final() && by_server && gap.refused_by & REFUSED_BY_SERVER == 0 {
+            if counts && by.is_server && gap.refused_by & REFUSED_BY_SERVER == 0 {
                 // A server lets go of what archives have stored: one that did not know it when it
-                // was asked may have it by now. Their word counts from here on.
+                // was asked may have it by now. Their word counts if they are asked from here on.
                 gap.refused_by = REFUSED_BY_SERVER;
                 gap.let_go_at = now;
-            } else if reason.is_final() {
+                gap.since = self.asked + 1;
+            } else if counts {
                 gap.refused_by |= bit;
             }
-            // An answer of a party that was not asked last changes no timer.
-            if !gap.open || by_server != gap.tries.is_multiple_of(2) {
+            if !ends_wait {
                 continue;
             }
             gap.open = false;
-            let pause = if by_server {
+            let pause = if by.is_server {
                 pause(timeout, gap.tries, self.config.max_timeout)
             } else {
                 0
@@ -601,11 +648,11 @@ impl Gaps {
         }
     }
 
-    /// Takes the word of a party that its session ended with `last`: what lies behind it will never
+    /// Takes the answer of a party that its session ended with `last`: what lies behind it will never
     /// come from there.
-    pub fn ended(&mut self, last: Seq, from: SocketAddrV4, by_server: bool, parties: &Parties, now: Nanos) {
+    pub fn ended(&mut self, last: Seq, by: Refuser, parties: &Parties, now: Nanos) {
         if let Some(beyond) = SeqRange::new(last.next(), Seq::LAST) {
-            self.refused(beyond, from, by_server, (Reason::TooOld, 0), parties, now);
+            self.refused(beyond, by, (Reason::TooOld, 0), parties, now);
         }
     }
 
@@ -652,8 +699,14 @@ impl Gaps {
     /// The archives have changed: what archives said for good counts no more.
     pub fn archives_changed(&mut self) {
         for gap in &mut self.list {
-            gap.refused_by &= REFUSED_BY_SERVER;
+            gap.forget_archives(self.asked + 1);
         }
+    }
+
+    /// The number of a new question.
+    pub fn question(&mut self, now: Now) -> u64 {
+        self.asked = now.wall.max(self.asked + 1);
+        self.asked
     }
 
     /// Sends the NAKs that are due for numbers below `horizon`. `stamp` names stream, session and
@@ -666,6 +719,7 @@ impl Gaps {
         self.held_back = None;
         self.freed = 0;
         let timeout = self.rtt.timeout();
+        let question = self.question(now);
         let mut outstanding: u32 = 0;
         for gap in &mut self.list {
             if gap.open && gap.due <= now.mono {
@@ -673,7 +727,7 @@ impl Gaps {
                 if !gap.tries.is_multiple_of(2) {
                     // An archive that is away may hold it, or have passed it on to one that did
                     // not have it yet: they count as refusing only when all do in a row.
-                    gap.refused_by &= REFUSED_BY_SERVER;
+                    gap.forget_archives(question);
                 }
             } else if gap.open {
                 outstanding = outstanding.saturating_add(gap.range.len());
@@ -714,10 +768,11 @@ impl Gaps {
             }
             if parties.group.is_some() && !server {
                 // All archives are asked at once and answer anew.
-                gap.refused_by &= REFUSED_BY_SERVER;
+                gap.forget_archives(question);
             }
             gap.tries += 1;
             gap.questions += 1;
+            gap.question = question;
             gap.open = true;
             gap.asked_at = now.mono;
             gap.due = now.mono + pause(timeout, gap.tries, self.config.max_timeout);
@@ -725,7 +780,13 @@ impl Gaps {
             self.batch.push((to, server, asked));
             at += 1;
         }
-        self.send_batch(now, stamp, out);
+        self.send_batch(
+            Stamp {
+                time: question,
+                ..stamp
+            },
+            out,
+        );
         // Open questions free the window when their time is over, wherever they are.
         self.next_due = self
             .list
@@ -741,11 +802,10 @@ impl Gaps {
         }
     }
 
-    fn send_batch(&mut self, now: Now, stamp: Stamp, out: &mut impl Outbox) {
+    fn send_batch(&mut self, stamp: Stamp, out: &mut impl Outbox) {
         // Few parties: one pass for each, so that each frame names as many ranges as fit.
         while let Some(&(to, server, _)) = self.batch.first() {
             let stamp = Stamp {
-                time: now.wall,
                 flags: if server { flags::ASK_SERVER } else { flags::ASK_ARCHIVE },
                 ..stamp
             };
@@ -768,14 +828,17 @@ impl Gaps {
         }
     }
 
-    /// Takes out a gap that nobody will ever fill: everyone refused it for good, or it is too old.
-    pub fn take_given_up(&mut self, now: Nanos, parties: &Parties) -> Option<SeqRange> {
-        let limit = self.config.give_up;
-        let at = self.list.iter().position(|g| {
+    /// Takes out a gap that nobody will ever fill, as far as can be known, and says why: everyone
+    /// refused it for good, or nobody has answered for too long.
+    pub fn take_given_up(&mut self, now: Nanos, parties: &Parties) -> Option<(SeqRange, Loss)> {
+        let why = |g: &Gap| {
             let waited = g.tries > 0 || parties.nobody();
-            waited && now.saturating_sub(g.born) >= limit || parties.all_refuse(g.refused_by, now)
-        })?;
-        Some(self.list.remove(at).range)
+            let too_long = waited && now.saturating_sub(g.born) >= self.config.give_up;
+            let refused = parties.all_refuse(g.refused_by, now).then_some(Loss::Refused);
+            refused.or(too_long.then_some(Loss::Unanswered))
+        };
+        let (at, why) = self.list.iter().enumerate().find_map(|(at, g)| Some((at, why(g)?)))?;
+        Some((self.list.remove(at).range, why))
     }
 }
 
@@ -802,7 +865,7 @@ fn pieces(ranges: impl Iterator<Item = SeqRange> + Clone) -> impl Iterator<Item 
     })
 }
 
-/// The stamp of a NAK, but for what [`Gaps::ask`] sets.
+/// The stamp of a NAK, but for what [`Gaps::ask`] sets: time and flags.
 #[must_use]
 pub fn nak_stamp(stream: Stream, session: Session, origin: u32) -> Stamp {
     Stamp {

@@ -169,6 +169,15 @@ pub struct Delivery<'a> {
     pub late: bool,
 }
 
+/// Why messages were given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Every archive and the server have said that they do not have them and never will.
+    Refused,
+    /// Not all of them have answered for too long: somebody who is away may have them.
+    Unanswered,
+}
+
 /// What a client tells its application besides messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -192,6 +201,8 @@ pub enum Event {
         session: Session,
         /// The numbers.
         range: SeqRange,
+        /// Why they were given up.
+        why: Loss,
     },
     /// All of a session has been delivered.
     SessionEnded {

@@ -9,7 +9,7 @@ use crate::limit::Bucket;
 use crate::seal::TRAILER;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
-use crate::wire::{EndBody, HEADER, Kind, Ranges, Reason, Refusal, Stamp, WireRange, flags};
+use crate::wire::{EndBody, HEADER, Header, Kind, Ranges, Reason, Refusal, Stamp, WireRange, flags};
 
 /// How repairs are given.
 #[derive(Clone, Copy, Debug)]
@@ -84,15 +84,19 @@ struct Job {
     to: SocketAddrV4,
     session: Session,
     range: SeqRange,
+    /// The last question of who asked first, see [`Header::question`].
+    question: u64,
 }
 
 /// A range that was taken up lately.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
     from: SocketAddrV4,
+    /// Somebody else's job answers it, to everyone.
     to_group: bool,
     session: Session,
     range: SeqRange,
+    question: u64,
     at: Nanos,
 }
 
@@ -221,7 +225,8 @@ impl Responder {
     }
 
     /// Takes the ranges of a NAK.
-    pub fn on_nak(&mut self, now: Now, to: SocketAddrV4, session: Session, ranges: &Ranges<'_>, out: &mut impl Outbox) {
+    pub fn on_nak(&mut self, now: Now, from: SocketAddrV4, nak: &Header, ranges: &Ranges<'_>, out: &mut impl Outbox) {
+        let (session, question) = (nak.session(), nak.question());
         self.stats.naks += 1;
         while self
             .recent
@@ -232,34 +237,44 @@ impl Responder {
         }
         let asked = HEADER + ranges.iter().count() * size_of::<WireRange>();
         let earned = asked as u64 * u64::from(self.config.amplification);
-        self.accounts.earn(to, earned, now.mono);
-        let mut waiting = self.jobs.iter().filter(|j| j.from == to).count();
+        self.accounts.earn(from, earned, now.mono);
+        let mut waiting = self.jobs.iter().filter(|j| j.from == from).count();
         for range in ranges.iter() {
-            if self.config.cast == Cast::Auto && self.merge(now, to, session, range) {
+            let asked = Recent {
+                from,
+                to_group: false,
+                session,
+                range,
+                question,
+                at: now.mono,
+            };
+            if self.config.cast == Cast::Auto && self.merge(asked) {
                 continue;
             }
             let again = self
                 .jobs
                 .iter_mut()
-                .find(|j| j.from == to && j.session == session && touches(j.range, range));
+                .find(|j| j.from == from && j.session == session && touches(j.range, range));
             if let Some(job) = again {
                 // Asked again before it was answered: once is enough.
                 job.range.first = job.range.first.min(range.first);
                 job.range.last = job.range.last.max(range.last);
+                job.question = job.question.max(question);
             } else if self.jobs.len() < self.limit && waiting < self.config.per_requester {
                 waiting += 1;
                 let to_group = self.config.cast == Cast::Multicast;
-                let answer = if to_group { self.config.group } else { to };
-                self.jobs.push_back(Job {
-                    from: to,
-                    to: answer,
+                let job = Job {
+                    from,
+                    to: if to_group { self.config.group } else { from },
                     session,
                     range,
-                });
-                self.remember(now, to, to_group, session, range);
+                    question,
+                };
+                self.jobs.push_back(job);
+                self.remember(asked);
             } else {
                 self.stats.busy += 1;
-                self.put_off(now, to, to, session, range, out);
+                self.put_off(from, session, range, question, out);
             }
         }
     }
@@ -267,25 +282,36 @@ impl Responder {
     /// Tells who asked to ask again later, unless it has not paid even for that.
     fn put_off(
         &mut self,
-        now: Now,
         asker: SocketAddrV4,
-        to: SocketAddrV4,
         session: Session,
         range: SeqRange,
+        question: u64,
         out: &mut impl Outbox,
     ) {
         if self.accounts.pay(asker, REFUSED) {
-            let stamp = self.stamp(session, Seq(0), now.wall);
-            out.send(to, |buf| stamp.unavailable(buf, range, Reason::Busy, BUSY_RETRY_MS));
+            let stamp = self.stamp(session, Seq(0), question);
+            out.send(asker, |buf| stamp.unavailable(buf, range, Reason::Busy, BUSY_RETRY_MS));
         }
     }
 
     /// Whether another requester's repair serves this one as well.
-    fn merge(&mut self, now: Now, from: SocketAddrV4, session: Session, range: SeqRange) -> bool {
+    fn merge(&mut self, asked: Recent) -> bool {
+        let Recent {
+            from,
+            session,
+            range,
+            question,
+            ..
+        } = asked;
+        let to_group = Recent {
+            to_group: true,
+            ..asked
+        };
         let covers = |s: Session, r: SeqRange| s == session && r.first <= range.first && range.last <= r.last;
         if self.recent.iter().any(|r| r.to_group && covers(r.session, r.range)) {
             // It is on its way to everyone.
             self.stats.merged += 1;
+            self.remember(to_group);
             return true;
         }
         if let Some(job) = self
@@ -295,8 +321,8 @@ impl Responder {
         {
             self.stats.merged += 1;
             job.to = self.config.group;
-            let (session, range) = (job.session, job.range);
-            self.remember(now, from, true, session, range);
+            let range = job.range;
+            self.remember(Recent { range, ..to_group });
             return true;
         }
         let answered = self.recent.iter().any(|r| r.from != from && covers(r.session, r.range));
@@ -308,24 +334,55 @@ impl Responder {
                 to: self.config.group,
                 session,
                 range,
+                question,
             });
-            self.remember(now, from, true, session, range);
+            self.remember(to_group);
             return true;
         }
         false
     }
 
-    fn remember(&mut self, now: Now, from: SocketAddrV4, to_group: bool, session: Session, range: SeqRange) {
+    fn remember(&mut self, asked: Recent) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(Recent {
-            from,
-            to_group,
-            session,
-            range,
-            at: now.mono,
+        self.recent.push_back(asked);
+    }
+
+    /// Refusals are not shared, since each answers one question: whoever waits for the answer to `job`
+    /// gets one of his own to `refused`. Returns the last question of who asked first.
+    fn part_ways(&mut self, job: &Job, refused: SeqRange) -> u64 {
+        let Responder {
+            jobs, recent, limit, ..
+        } = self;
+        let mut last = job.question;
+        recent.retain(|asked| {
+            let common = asked.range.intersect(refused).filter(|_| asked.session == job.session);
+            let Some(range) = common else { return true };
+            if asked.from == job.from {
+                last = last.max(asked.question);
+                return false;
+            }
+            let own = Job {
+                from: asked.from,
+                to: asked.from,
+                session: asked.session,
+                range,
+                question: asked.question,
+            };
+            let again = |j: &&mut Job| j.from == own.from && j.session == own.session && j.range == range;
+            if let Some(known) = jobs.iter_mut().find(again) {
+                known.question = known.question.max(own.question);
+            } else if asked.to_group && jobs.len() < *limit {
+                jobs.push_back(own);
+            }
+            false
         });
+        // Nothing may be free to send it now.
+        if let Some(front) = jobs.front_mut() {
+            front.question = last;
+        }
+        last
     }
 
     /// Sends at most `budget` frames of what was asked for. Returns how many it sent.
@@ -337,16 +394,12 @@ impl Responder {
             if sent == budget || !open {
                 break;
             }
-            let Job {
-                from,
-                to,
-                session,
-                range,
-            } = *job;
+            let job = *job;
+            let (from, range) = (job.from, job.range);
             // Paid before, so that whatever is sent is covered.
             let most = out.max_frame();
             let rest = if self.accounts.pay(from, most) {
-                let step = self.answer(now, to, session, range, store, out);
+                let step = self.answer(now, &job, store, out);
                 let Step::Sent { next, len } = step else {
                     self.accounts.give_back(from, most + OVERHEAD as usize);
                     break;
@@ -355,7 +408,7 @@ impl Responder {
                 SeqRange::new(next, range.last)
             } else {
                 self.stats.limited += 1;
-                self.put_off(now, from, from, session, range, out);
+                self.put_off(from, job.session, range, job.question, out);
                 None
             };
             sent += 1;
@@ -378,29 +431,23 @@ impl Responder {
         sent
     }
 
-    /// Sends one frame about the start of `range`; says from where on to go on.
-    fn answer(
-        &mut self,
-        now: Now,
-        to: SocketAddrV4,
-        session: Session,
-        range: SeqRange,
-        store: &impl Store,
-        out: &mut impl Outbox,
-    ) -> Step {
+    /// Sends one frame about the start of what `job` asks for; says from where on to go on.
+    fn answer(&mut self, now: Now, job: &Job, store: &impl Store, out: &mut impl Outbox) -> Step {
+        let Job { session, range, .. } = *job;
         let end = store.end_of(session);
         if let Some(end) = end
             && range.first > end.last
         {
             let previous = store.previous_of(session);
-            let mut stamp = self.stamp(session, end.last.next(), now.wall);
+            let question = self.part_ways(job, range);
+            let mut stamp = self.stamp(session, end.last.next(), question);
             let mut next = end.next;
             if next == Session::NONE {
                 // Who holds a later session and was not told what followed does not guess.
                 next = store.session_after(session);
                 stamp.flags |= if next == Session::NONE { 0 } else { flags::UNSURE };
             }
-            return match out.send(to, |buf| stamp.end(buf, next, previous)) {
+            return match out.send(job.from, |buf| stamp.end(buf, next, previous)) {
                 true => Step::Sent {
                     next: range.end(),
                     len: ENDED,
@@ -418,7 +465,7 @@ impl Responder {
                         part.first()
                     };
                     let stamp = self.stamp(session, number, record.time);
-                    if !out.send(to, |buf| stamp.block(buf, Kind::Repair, &part)) {
+                    if !out.send(job.to, |buf| stamp.block(buf, Kind::Repair, &part)) {
                         return Step::NoBuffer;
                     }
                     if let Some(bucket) = &mut self.bucket {
@@ -450,8 +497,9 @@ impl Responder {
             Reason::UnknownSession => store.session_after(session),
             _ => Session::NONE,
         };
-        let stamp = self.stamp(session, Seq(later.0), now.wall);
-        if !out.send(to, |buf| stamp.unavailable(buf, refused, reason, 0)) {
+        let question = self.part_ways(job, refused);
+        let stamp = self.stamp(session, Seq(later.0), question);
+        if !out.send(job.from, |buf| stamp.unavailable(buf, refused, reason, 0)) {
             return Step::NoBuffer;
         }
         self.stats.unavailable += u64::from(refused.len());

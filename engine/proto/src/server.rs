@@ -701,7 +701,7 @@ impl Server {
             }
             Body::Nak(ranges) if frame.header.has(flags::ASK_SERVER) => {
                 if self.share.admits(from, ranges.iter(), self.stats.messages) {
-                    self.responder.on_nak(now, from, session, &ranges, out);
+                    self.responder.on_nak(now, from, frame.header, &ranges, out);
                 } else {
                     self.stats.naks_dropped += 1;
                 }
@@ -865,7 +865,7 @@ impl Server {
 
     /// Tells of one ended session that too few archives have acknowledged, in turn: one that was
     /// away for all of it cannot know that there is something to ask for.
-    fn remind(&mut self, now: Now, out: &mut impl Outbox) {
+    fn remind(&mut self, out: &mut impl Outbox) {
         if self.config.archives == 0 {
             return;
         }
@@ -884,7 +884,7 @@ impl Server {
             stream: self.config.stream,
             session,
             sequence: older[at].next,
-            time: now.wall,
+            time: 0,
             flags: flags::FROM_SERVER | unsure,
             origin: self.config.origin,
         };
@@ -940,12 +940,13 @@ impl Server {
         });
         if self.closed_at.is_some() {
             let stamp = Stamp {
+                time: 0,
                 flags: flags::FROM_SERVER,
                 ..stamp
             };
             sent &= out.send(self.config.group, |buf| stamp.end(buf, Session::NONE, current.previous));
         }
-        self.remind(now, out);
+        self.remind(out);
         if !sent {
             self.heartbeat_due = now.mono + self.config.heartbeat_min;
             self.endpoints_due = self.heartbeat_due;

@@ -17,7 +17,7 @@ use crate::seq::{Seq, SeqRange, Session, Stream};
 /// First two bytes of every frame.
 pub const MAGIC: [u8; 2] = *b"SQ";
 /// The version of the format that this module writes and reads.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of the fixed header.
 pub const HEADER: usize = size_of::<Header>();
 /// Bytes in front of each message in a block: payload length, subject length, flags.
@@ -101,8 +101,8 @@ pub struct Header {
     /// DATA, REPAIR: number of the first message. HEARTBEAT, END: one past the last number used.
     /// Otherwise 0.
     pub sequence: U32,
-    /// Nanoseconds since the Unix epoch. DATA: when the frame was sent. REPAIR: when the messages
-    /// were first sent. Otherwise when this frame was sent.
+    /// Nanoseconds since the Unix epoch. DATA, HEARTBEAT, ACK: when the frame was sent. REPAIR: when
+    /// the messages were first sent. NAK, UNAVAILABLE, END: see [`Header::question`].
     pub time: U64,
     /// Messages, ranges or endpoints in the body; 0 for END.
     pub count: U16,
@@ -321,6 +321,14 @@ impl Header {
     #[must_use]
     pub fn later_session(&self) -> Session {
         Session(self.sequence.get())
+    }
+
+    /// In a NAK: the number of the question, which is the time when it was sent, and grows from one
+    /// question of an asker and session to the next. In an UNAVAILABLE and END: the number of the
+    /// question that it answers; 0 if nobody has asked.
+    #[must_use]
+    pub fn question(&self) -> u64 {
+        self.time.get()
     }
 
     /// Whether a flag of [`flags`] is set.

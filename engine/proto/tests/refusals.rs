@@ -4,10 +4,10 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use seqcast_proto::client::{Client, ClientConfig, Start};
-use seqcast_proto::io::{Application, Delivery, Event, Outbox};
+use seqcast_proto::io::{Application, Delivery, Event, Loss, Outbox};
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::time::{MILLIS, Now, SECONDS};
-use seqcast_proto::wire::{Endpoint, HeartbeatBody, Reason, Role, Stamp, flags};
+use seqcast_proto::wire::{Endpoint, Frame, HeartbeatBody, Reason, Role, Stamp, flags};
 
 const STREAM: Stream = Stream(1);
 const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 1);
@@ -30,11 +30,15 @@ impl Application for Events {
     }
 }
 
-struct Nowhere;
+/// Notes the number of the last question.
+#[derive(Default)]
+struct Questions(u64);
 
-impl Outbox for Nowhere {
+impl Outbox for Questions {
     fn send(&mut self, _: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
-        build(&mut [0; 1472]);
+        let mut frame = [0; 1472];
+        let len = build(&mut frame);
+        self.0 = Frame::parse(&frame[..len]).unwrap().header.question();
         true
     }
 
@@ -47,6 +51,7 @@ impl Outbox for Nowhere {
 struct Resumed {
     client: Client<Vec<u8>>,
     events: Events,
+    questions: Questions,
     now: Now,
 }
 
@@ -78,6 +83,7 @@ impl Resumed {
         let mut resumed = Resumed {
             client: Client::new(config, 0),
             events: Events::default(),
+            questions: Questions::default(),
             now: Now::default(),
         };
         resumed.heartbeat();
@@ -111,20 +117,32 @@ impl Resumed {
 
     fn refuse(&mut self, from: SocketAddrV4, range: SeqRange, reason: Reason, later: u32) {
         let flags = if from == SERVER { flags::FROM_SERVER } else { 0 };
-        let stamp = stamp(OLD, later, flags);
+        let stamp = self.answer(later, flags);
         self.take(from, |buf| stamp.unavailable(buf, range, reason, 0));
+    }
+
+    /// A stamp in answer to the last question.
+    fn answer(&self, sequence: u32, flags: u16) -> Stamp {
+        Stamp {
+            time: self.questions.0,
+            ..stamp(OLD, sequence, flags)
+        }
+    }
+
+    fn poll(&mut self) {
+        self.client.poll(self.now, &mut self.events, &mut self.questions);
     }
 
     /// Lets the client ask the archive and the server in turn; `answer` says what they say.
     fn rounds(&mut self, answer: impl Fn(&mut Resumed, SocketAddrV4)) {
         for _ in 0..4 {
             for from in [ARCHIVE, SERVER] {
-                self.client.poll(self.now, &mut self.events, &mut Nowhere);
+                self.poll();
                 answer(self, from);
                 self.now.mono += 600 * MILLIS;
             }
         }
-        self.client.poll(self.now, &mut self.events, &mut Nowhere);
+        self.poll();
     }
 }
 
@@ -141,6 +159,7 @@ fn numbers_refused_as_lost_or_too_old_exist_and_are_reported() {
         Event::Lost {
             session: OLD,
             range: range(5, 8),
+            why: Loss::Refused,
         },
         Event::TailUnknown {
             session: OLD,
@@ -173,13 +192,14 @@ fn an_end_before_what_is_known_to_exist_refuses_the_rest() {
     resumed.refuse(ARCHIVE, range(5, 8), Reason::TooOld, 0);
     resumed.rounds(|r, from| {
         let flags = if from == SERVER { flags::FROM_SERVER } else { 0 };
-        let stamp = stamp(OLD, 3, flags);
+        let stamp = r.answer(3, flags);
         r.take(from, |buf| stamp.end(buf, Session(15), Session::NONE));
     });
     let events = &resumed.events.0;
     let lost = Event::Lost {
         session: OLD,
         range: range(5, 8),
+        why: Loss::Refused,
     };
     assert_eq!(events[0], lost, "{events:?}");
     assert!(
@@ -191,7 +211,7 @@ fn an_end_before_what_is_known_to_exist_refuses_the_rest() {
 #[test]
 fn behind_the_last_number_of_all_the_next_session_follows() {
     let mut resumed = Resumed::after(Seq::LAST);
-    resumed.client.poll(resumed.now, &mut resumed.events, &mut Nowhere);
+    resumed.poll();
     let started = Event::SessionStarted { session: NEW };
     assert!(resumed.events.0.contains(&started), "{:?}", resumed.events.0);
 }
@@ -201,7 +221,7 @@ fn an_end_by_one_who_does_not_know_what_followed_ends_nothing() {
     let mut resumed = Resumed::new();
     let unsure = stamp(OLD, 5, flags::UNSURE);
     resumed.take(ARCHIVE, |buf| unsure.end(buf, NEW, Session::NONE));
-    resumed.client.poll(resumed.now, &mut resumed.events, &mut Nowhere);
+    resumed.poll();
     assert_eq!(resumed.client.position(), Some((OLD, Seq(5))));
     assert_eq!(resumed.events.0, []);
 }

@@ -12,7 +12,7 @@ use seqcast_archive::{Keep as Limits, Options, SyncPolicy};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::gaps::GapConfig;
-use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_proto::io::{Application, Delivery, Event, Loss, Path};
 use seqcast_proto::lines::{Line, LineChange, Lines};
 use seqcast_proto::responder::{Cast, RepairConfig};
 use seqcast_proto::seal::TRAILER;
@@ -589,7 +589,13 @@ impl Application for Outlet {
         let text = match event {
             Event::Gap { .. } => return,
             Event::Joined { session, next } => format!("joined session {session} at message {next}"),
-            Event::Lost { session, range } => format!("LOST messages {range} of session {session}: nobody has them"),
+            Event::Lost { session, range, why } => {
+                let why = match why {
+                    Loss::Refused => "nobody has them any more",
+                    Loss::Unanswered => "no answer came",
+                };
+                format!("LOST messages {range} of session {session}: {why}")
+            }
             Event::SessionEnded { session, end } => {
                 self.sessions_ended += 1;
                 format!("session {session} ended with message {}", end.last)
@@ -770,6 +776,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             lost: stats.lost,
             duplicates: stats.duplicates,
             naks: stats.naks,
+            unanswered: stats.unanswered,
             overruns: stats.overruns,
             refused: stats.refused,
             foreign: stats.foreign,

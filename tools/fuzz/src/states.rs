@@ -81,7 +81,7 @@ pub(crate) fn run(bytes: &[u8]) {
             _ => {
                 let (host, from) = parties(&mut input);
                 let current = world.server.as_ref().map_or(Session::NONE, |s| s.position().0);
-                let bytes = frame(&mut input, current);
+                let bytes = frame(&mut input, current, world.now().wall);
                 asked += bytes.len() as u64;
                 world.inject(host, from, bytes);
                 world.step(usize::from(input.u8() & 1));
@@ -142,13 +142,20 @@ fn session(input: &mut Input<'_>, current: Session) -> Session {
     })
 }
 
-fn frame(input: &mut Input<'_>, current: Session) -> Vec<u8> {
+/// Of long ago, or just now, as the numbers of questions are.
+fn time(input: &mut Input<'_>, now: u64) -> u64 {
+    let choice = input.u32();
+    let time = u64::from(choice);
+    if choice & 1 == 0 { time } else { now - time.min(now) }
+}
+
+fn frame(input: &mut Input<'_>, current: Session, now: u64) -> Vec<u8> {
     let kind = KINDS[usize::from(input.u8()) % KINDS.len()];
     let stamp = Stamp {
         stream: STREAM,
         session: session(input, current),
         sequence: Seq(number(input)),
-        time: u64::from(input.u32()),
+        time: time(input, now),
         flags: input.u16(),
         origin: number(input),
     };

@@ -105,17 +105,19 @@ fn body_text(bytes: &[u8]) -> String {
             } else {
                 "archive"
             };
-            format!("NAK to {whom} {session}:{}", list(ranges.iter()))
+            let question = frame.header.question();
+            format!("NAK {question} to {whom} {session}:{}", list(ranges.iter()))
         }
         Body::Unavailable(refusals) => {
-            let mut text = format!("UNAVAILABLE {session}:");
+            let mut text = format!("UNAVAILABLE to {} {session}:", frame.header.question());
             for (range, reason, _) in refusals.iter() {
                 let _ = write!(text, " {range} {reason:?}");
             }
             text
         }
         Body::End(body) => format!(
-            "END {session} next number {} next session {}",
+            "END to {} {session} next number {} next session {}",
+            frame.header.question(),
             frame.header.sequence(),
             body.next_session
         ),

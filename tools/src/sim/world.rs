@@ -900,7 +900,7 @@ impl<'a> World<'a> {
                     }
                     match event {
                         Event::Joined { session, next } => view.on_joined(session, next, client.plan.whole_session),
-                        Event::Lost { session, range } => view.on_lost(truth, session, range, &holder),
+                        Event::Lost { session, range, .. } => view.on_lost(truth, session, range, &holder),
                         Event::TailUnknown { session, from } => view.on_tail_unknown(truth, session, from, &holder),
                         Event::SessionStarted { session } => view.on_session(truth, session, &holder),
                         _ => Ok(()),

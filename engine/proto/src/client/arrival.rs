@@ -5,7 +5,7 @@
 //! is ever delivered twice. Frames are held only while the application takes nothing.
 
 use super::{Client, last_of};
-use crate::io::{Application, Event};
+use crate::io::{Application, Loss};
 use crate::seq::{Seq, SeqRange};
 use crate::time::{Nanos, Now};
 
@@ -80,8 +80,7 @@ impl<F: AsRef<[u8]>> Client<F> {
     }
 
     /// Reports what nobody has at once: nothing that follows waits for it.
-    pub(super) fn lose_now(&mut self, now: Nanos, range: Option<SeqRange>, app: &mut impl Application) {
-        let Some(range) = range else { return };
+    pub(super) fn lose_now(&mut self, now: Nanos, range: SeqRange, why: Loss, app: &mut impl Application) {
         let mut from = range.first;
         while let Some(part) = self.first_open(from, range.last) {
             from = part.end();
@@ -89,11 +88,7 @@ impl<F: AsRef<[u8]>> Client<F> {
                 self.gaps.miss(part, now);
                 continue;
             }
-            self.cursor.stats.lost += u64::from(part.len());
-            app.event(Event::Lost {
-                session: self.cursor.session,
-                range: part,
-            });
+            self.report_lost(part, why, app);
             self.settle(part);
         }
     }

@@ -55,6 +55,28 @@ fn ask(gaps: &mut Gaps, at: Nanos, parties: &Parties) -> Vec<(SocketAddrV4, u16,
     sent.0
 }
 
+/// Refuses in answer to the last question.
+fn refuse(gaps: &mut Gaps, range: SeqRange, from: SocketAddrV4, answer: (Reason, u16), parties: &Parties, now: Nanos) {
+    refuse_question(gaps.asked, gaps, range, from, answer, parties, now);
+}
+
+fn refuse_question(
+    question: u64,
+    gaps: &mut Gaps,
+    range: SeqRange,
+    from: SocketAddrV4,
+    answer: (Reason, u16),
+    parties: &Parties,
+    now: Nanos,
+) {
+    let by = Refuser {
+        from,
+        is_server: from == SERVER,
+        question,
+    };
+    gaps.refused(range, by, answer, parties, now);
+}
+
 #[test]
 fn a_question_is_as_long_as_the_answer_asked_for() {
     for (ranges, least) in [
@@ -105,13 +127,13 @@ fn asks_the_archive_then_the_server_then_pauses() {
         "an open question is not repeated"
     );
 
-    gaps.refused(range(5, 3), ARCHIVE, false, (Reason::NotYet, 0), &parties, 300);
+    refuse(&mut gaps, range(5, 3), ARCHIVE, (Reason::NotYet, 0), &parties, 300);
     assert_eq!(
         ask(&mut gaps, 300, &parties),
         vec![(SERVER, flags::ASK_SERVER, vec![range(5, 3)])]
     );
 
-    gaps.refused(range(5, 3), SERVER, true, (Reason::NotYet, 0), &parties, 400);
+    refuse(&mut gaps, range(5, 3), SERVER, (Reason::NotYet, 0), &parties, 400);
     assert_eq!(ask(&mut gaps, 500, &parties), vec![], "both were asked: pause");
     let pause = GapConfig::default().initial_timeout;
     assert_eq!(ask(&mut gaps, 399 + pause, &parties), vec![]);
@@ -152,19 +174,75 @@ fn a_refusal_of_a_part_leaves_the_rest_alone() {
     let parties = both();
     gaps.miss(range(1, 10), 0);
     ask(&mut gaps, 0, &parties);
-    gaps.refused(range(4, 2), ARCHIVE, false, (Reason::TooOld, 0), &parties, 1);
+    refuse(&mut gaps, range(4, 2), ARCHIVE, (Reason::TooOld, 0), &parties, 1);
     assert_eq!(
         ask(&mut gaps, 1, &parties),
         vec![(SERVER, flags::ASK_SERVER, vec![range(4, 2)])]
     );
     assert_eq!(gaps.take_given_up(2, &parties), None);
-    gaps.refused(range(4, 2), SERVER, true, (Reason::TooOld, 0), &parties, 2);
+    refuse(&mut gaps, range(4, 2), SERVER, (Reason::TooOld, 0), &parties, 2);
     // The archive may have stored it since it was asked, and the server let go of it therefore.
-    assert_eq!(gaps.take_given_up(3, &parties), None);
-    gaps.refused(range(4, 2), ARCHIVE, false, (Reason::TooOld, 0), &parties, 3);
-    assert_eq!(gaps.take_given_up(4, &parties), Some(range(4, 2)));
+    refuse(&mut gaps, range(4, 2), ARCHIVE, (Reason::TooOld, 0), &parties, 3);
     assert_eq!(gaps.take_given_up(4, &parties), None);
+    let again = |(to, _, ranges): &(SocketAddrV4, u16, Vec<SeqRange>)| *to == ARCHIVE && ranges.contains(&range(4, 2));
+    let mut due = gaps.next_due();
+    while !ask(&mut gaps, due, &parties).iter().any(again) {
+        due = gaps.next_due();
+    }
+    refuse(&mut gaps, range(4, 2), ARCHIVE, (Reason::TooOld, 0), &parties, due);
+    assert_eq!(gaps.take_given_up(due, &parties), Some((range(4, 2), Loss::Refused)));
+    assert_eq!(gaps.take_given_up(due, &parties), None);
     assert_eq!(gaps.missing(), 8);
+}
+
+#[test]
+fn a_refusal_of_an_old_question_says_nothing() {
+    let late = (Reason::UnknownSession, 0);
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(1, 1), 0);
+    ask(&mut gaps, 0, &parties);
+    let old = gaps.asked;
+    // The answer does not come. The server is asked, which has let go of it meanwhile; then the archive again.
+    let due = gaps.next_due();
+    assert_eq!(ask(&mut gaps, due, &parties)[0].0, SERVER);
+    refuse(&mut gaps, range(1, 1), SERVER, (Reason::TooOld, 0), &parties, due);
+    let due = gaps.next_due();
+    assert_eq!(ask(&mut gaps, due, &parties)[0].0, ARCHIVE);
+    let open = gaps.next_due();
+    // One that nobody has asked, as of a former run, is no better.
+    for question in [0, old, gaps.asked + 1] {
+        refuse_question(question, &mut gaps, range(1, 1), ARCHIVE, late, &parties, due);
+        assert_eq!(gaps.take_given_up(due, &parties), None);
+        assert_eq!(gaps.next_due(), open, "the wait goes on");
+    }
+    refuse(&mut gaps, range(1, 1), ARCHIVE, late, &parties, due);
+    assert_eq!(gaps.take_given_up(due, &parties), Some((range(1, 1), Loss::Refused)));
+}
+
+#[test]
+fn all_archives_answer_a_question_to_everyone() {
+    let other = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 2);
+    let group = SocketAddrV4::new(Ipv4Addr::new(239, 0, 0, 1), 1);
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let mut parties = Parties::new(true).by_multicast(Some(group));
+    parties.set_server(SERVER);
+    parties.set_archives([ARCHIVE, other].into_iter());
+    gaps.miss(range(1, 1), 0);
+    let mut now = 0;
+    for round in 0..2 {
+        assert_eq!(gaps.take_given_up(now, &parties), None, "round {round}");
+        assert_eq!(ask(&mut gaps, now, &parties)[0].1, flags::ASK_ARCHIVE);
+        let to_archives = gaps.asked;
+        let refused = (Reason::TooOld, 0);
+        refuse(&mut gaps, range(1, 1), ARCHIVE, refused, &parties, now);
+        // The first answer has led to the server; the second comes later.
+        assert_eq!(ask(&mut gaps, now + 1, &parties)[0].1, flags::ASK_SERVER);
+        refuse_question(to_archives, &mut gaps, range(1, 1), other, refused, &parties, now + 1);
+        refuse(&mut gaps, range(1, 1), SERVER, refused, &parties, now + 1);
+        now = gaps.next_due();
+    }
+    assert_eq!(gaps.take_given_up(now, &parties), Some((range(1, 1), Loss::Refused)));
 }
 
 #[test]
@@ -174,7 +252,7 @@ fn the_server_alone_cannot_declare_a_loss_while_an_archive_exists() {
     parties.set_server(SERVER);
     gaps.miss(range(1, 1), 0);
     assert_eq!(ask(&mut gaps, 0, &parties)[0].0, SERVER);
-    gaps.refused(range(1, 1), SERVER, true, (Reason::TooOld, 0), &parties, 1);
+    refuse(&mut gaps, range(1, 1), SERVER, (Reason::TooOld, 0), &parties, 1);
     assert_eq!(
         gaps.take_given_up(1, &parties),
         None,
@@ -183,17 +261,17 @@ fn the_server_alone_cannot_declare_a_loss_while_an_archive_exists() {
     let limit = GapConfig::default().give_up;
     assert_eq!(
         gaps.take_given_up(limit, &parties),
-        Some(range(1, 1)),
+        Some((range(1, 1), Loss::Unanswered)),
         "but not for ever"
     );
 
     gaps.miss(range(1, 1), 0);
     parties.archived = false;
     ask(&mut gaps, 0, &parties);
-    gaps.refused(range(1, 1), SERVER, true, (Reason::TooOld, 0), &parties, 1);
+    refuse(&mut gaps, range(1, 1), SERVER, (Reason::TooOld, 0), &parties, 1);
     assert_eq!(
         gaps.take_given_up(1, &parties),
-        Some(range(1, 1)),
+        Some((range(1, 1), Loss::Refused)),
         "no archive: its word is final"
     );
 }
@@ -210,9 +288,10 @@ fn a_refusal_counts_for_what_was_known_then_and_no_more() {
         parties.set_archives([].into_iter());
         parties.archived = false;
         gaps.miss(range(1, 10), 0);
-        gaps.refused(range(1, 10), SERVER, true, (Reason::TooOld, 0), &parties, 1);
+        ask(&mut gaps, 0, &parties);
+        refuse(&mut gaps, range(1, 10), SERVER, (Reason::TooOld, 0), &parties, 1);
         gaps.miss(later, 2);
-        while let Some(lost) = gaps.take_given_up(3, &parties) {
+        while let Some((lost, _)) = gaps.take_given_up(3, &parties) {
             assert_eq!(lost.intersect(later), None, "at most {max_gaps} gaps");
         }
         assert!(gaps.asks_for(later.first) && gaps.asks_for(later.last));
@@ -267,7 +346,7 @@ proptest! {
             match op {
                 0 | 1 => { gaps.miss(r, now); missing.extend(r.first.0..=r.last.0); }
                 2 => { gaps.found(r, now); for s in r.first.0..=r.last.0 { missing.remove(&s); } }
-                3 => gaps.refused(r, if first % 2 == 0 { ARCHIVE } else { SERVER }, first % 2 == 1, (Reason::NotYet, 0), &parties, now),
+                3 => refuse(&mut gaps, r, if first % 2 == 0 { ARCHIVE } else { SERVER }, (Reason::NotYet, 0), &parties, now),
                 _ => { ask(&mut gaps, now, &parties); }
             }
             prop_assert!(gaps.list.len() <= 2 * max_gaps);

@@ -71,15 +71,22 @@ fn asker(n: u64) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + n as u32), 9)
 }
 
-/// Hands a NAK over; returns its length.
-fn ask(responder: &mut Responder, now: Now, from: SocketAddrV4, ranges: &[SeqRange], out: &mut Wire) -> u64 {
+/// Hands a NAK over, whose question is the time; returns its length.
+fn ask(responder: &mut Responder, now: Now, from: SocketAddrV4, ranges: &[SeqRange], out: &mut impl Outbox) -> u64 {
     let mut buf = [0; 512];
-    let stamp = crate::gaps::nak_stamp(Stream(1), SESSION, 4);
+    let stamp = Stamp {
+        time: now.wall,
+        ..crate::gaps::nak_stamp(Stream(1), SESSION, 4)
+    };
     let len = stamp.ranges(&mut buf, Kind::Nak, ranges.iter().copied());
-    let Body::Nak(ranges) = Frame::parse(&buf[..len]).unwrap().body else {
+    let Frame {
+        header,
+        body: Body::Nak(ranges),
+    } = Frame::parse(&buf[..len]).unwrap()
+    else {
         panic!("not a NAK")
     };
-    responder.on_nak(now, from, SESSION, &ranges, out);
+    responder.on_nak(now, from, header, &ranges, out);
     len as u64
 }
 
@@ -172,15 +179,31 @@ impl Store for Torn {
 
 /// Keeps what is refused.
 #[derive(Default)]
-struct Refusals(Vec<(SeqRange, Reason)>);
+struct Refusals {
+    refused: Vec<(SeqRange, Reason)>,
+    /// Who was told so or that it is over, and in answer to which question.
+    told: Vec<(SocketAddrV4, u64)>,
+    /// Who was sent a repair.
+    repaired: Vec<SocketAddrV4>,
+}
 
 impl Outbox for Refusals {
-    fn send(&mut self, _: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
+    fn send(&mut self, to: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let mut buf = [0; MAX_FRAME];
         let len = build(&mut buf);
-        if let Body::Unavailable(refusals) = Frame::parse(&buf[..len]).unwrap().body {
-            self.0.extend(refusals.iter().map(|(range, reason, _)| (range, reason)));
+        let frame = Frame::parse(&buf[..len]).unwrap();
+        match frame.body {
+            Body::Repair(_) => {
+                self.repaired.push(to);
+                return true;
+            }
+            Body::Unavailable(refusals) => {
+                self.refused
+                    .extend(refusals.iter().map(|(range, reason, _)| (range, reason)));
+            }
+            _ => {}
         }
+        self.told.push((to, frame.header.question()));
         true
     }
 
@@ -214,6 +237,49 @@ fn a_server_says_of_what_its_closed_log_lacks_that_it_will_never_come() {
         );
         let mut out = Refusals::default();
         responder.pump(now, 64, &Torn(end), &mut out);
-        assert_eq!(out.0, [(hole, reason)], "server {is_server}, {end:?}");
+        assert_eq!(out.refused, [(hole, reason)], "server {is_server}, {end:?}");
     }
+}
+
+#[test]
+fn each_who_asked_is_refused_by_himself_in_answer_to_his_last_question() {
+    let end = Some(End {
+        last: Seq(9),
+        next: Session(8),
+    });
+    let refused: Vec<(SeqRange, Reason)> = vec![(SeqRange::of(Seq(4), 2).unwrap(), Reason::TooOld); 3];
+    for (range, refusals) in [(SeqRange::of(Seq(4), 2), refused), (SeqRange::of(Seq(10), 3), vec![])] {
+        let mut responder = Responder::new(Stream(1), 3, true, RepairConfig::new(GROUP), 16);
+        let mut out = Refusals::default();
+        for (question, from) in [(5, 1), (6, 2), (7, 3), (8, 2), (9, 1)] {
+            let now = Now {
+                mono: 1,
+                wall: question,
+            };
+            ask(&mut responder, now, asker(from), &[range.unwrap()], &mut out);
+        }
+        responder.pump(Now { mono: 2, wall: 99 }, 64, &Torn(end), &mut out);
+        out.told.sort();
+        out.told.dedup_by_key(|(to, _)| *to);
+        assert_eq!(out.told, [(asker(1), 9), (asker(2), 8), (asker(3), 7)]);
+        assert_eq!(out.refused, refusals);
+        assert!(responder.is_idle() && out.repaired.is_empty());
+    }
+}
+
+#[test]
+fn a_repair_that_several_want_goes_to_everyone_once_and_a_refusal_beside_it_to_each() {
+    let mut responder = Responder::new(Stream(1), 3, true, RepairConfig::new(GROUP), 16);
+    let mut out = Refusals::default();
+    for from in 1..=3 {
+        let now = Now {
+            mono: 1,
+            wall: 10 + from,
+        };
+        let range = SeqRange::of(Seq(3), 2).unwrap();
+        ask(&mut responder, now, asker(from), &[range], &mut out);
+    }
+    responder.pump(Now { mono: 2, wall: 99 }, 64, &Torn(None), &mut out);
+    assert_eq!(out.repaired, [GROUP]);
+    assert_eq!(out.told, [(asker(1), 11), (asker(2), 12), (asker(3), 13)]);
 }

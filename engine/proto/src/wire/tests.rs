@@ -15,7 +15,7 @@ fn stamp(sequence: u32) -> Stamp {
 }
 
 const HEAD_DATA: [u8; HEADER] = [
-    b'S', b'Q', 1, 1, // magic, version, DATA
+    b'S', b'Q', 2, 1, // magic, version, DATA
     0x88, 0x13, 0x01, 0x00, // stream
     0x01, 0x21, 0x43, 0x65, // session
     0x05, 0x00, 0x00, 0x00, // sequence
@@ -139,7 +139,8 @@ fn refuses_what_is_not_whole() {
         Frame::parse(&b).map(|_| ()).unwrap_err()
     };
     assert_eq!(broken(0, b'X'), WireError::Magic);
-    assert_eq!(broken(2, 2), WireError::Version(2));
+    assert_eq!(broken(2, 1), WireError::Version(1));
+    assert_eq!(broken(2, 3), WireError::Version(3));
     assert_eq!(broken(3, 0), WireError::Kind(0));
     assert_eq!(broken(3, 8), WireError::Kind(8));
     assert_eq!(broken(12, 0), WireError::Numbers, "sequence 0");
@@ -209,7 +210,7 @@ proptest! {
     #[test]
     fn any_bytes_are_parsed_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..9, magic in any::<bool>()) {
         if magic && bytes.len() > 4 {
-            bytes[..4].copy_from_slice(&[b'S', b'Q', 1, kind]);
+            bytes[..4].copy_from_slice(&[b'S', b'Q', VERSION, kind]);
         }
         if let Ok(frame) = Frame::parse(&bytes) {
             match frame.body {

@@ -4,7 +4,7 @@ mod nodes;
 mod properties;
 mod protocol;
 
-use properties::{DELIVERY, FROM_ARCHIVE, FROM_LOG, IDENTITY, LIVENESS, LOSS, LOST, PROMISE, RELEASE, RETENTION};
+use properties::{DELIVERY, FROM_ARCHIVE, FROM_LOG, IDENTITY, LATE, LIVENESS, LOSS, LOST, PROMISE, RELEASE, RETENTION};
 use protocol::{Bounds, Bug};
 use stateright::{Checker, HasDiscoveries, Model};
 use std::collections::BTreeSet;
@@ -16,7 +16,6 @@ const KILLS: Bounds = Bounds {
     sessions: 2,
     crashes: 1,
     synced: false,
-    late_refusals: false,
     bug: None,
 };
 
@@ -30,7 +29,7 @@ fn explore(bounds: Bounds, finish: HasDiscoveries) -> BTreeSet<&'static str> {
     println!("{bounds:?}: {states} states, {depth} steps deep");
     let found = checker.discoveries();
     for (name, path) in &found {
-        if ![FROM_ARCHIVE, FROM_LOG, LOST].contains(name) {
+        if ![FROM_ARCHIVE, FROM_LOG, LOST, LATE].contains(name) {
             println!("{name} is broken by {:#?}", path.clone().into_actions());
         }
     }
@@ -55,7 +54,7 @@ fn two_clients_do_not_hinder_each_other() {
 
 #[test]
 fn losses_of_power_lose_only_what_nobody_holds() {
-    check(POWER, [FROM_ARCHIVE, FROM_LOG, LOST]);
+    check(POWER, [FROM_ARCHIVE, FROM_LOG, LOST, LATE]);
 }
 
 /// Bounds of the reader's own: minutes in a release build.
@@ -76,7 +75,7 @@ fn larger_bounds() {
         ..KILLS
     };
     let found = explore(bounds, HasDiscoveries::AnyFailures);
-    let expected = BTreeSet::from([FROM_ARCHIVE, FROM_LOG, LOST]);
+    let expected = BTreeSet::from([FROM_ARCHIVE, FROM_LOG, LOST, LATE]);
     assert!(found.is_subset(&expected), "{found:?}");
 }
 
@@ -114,16 +113,5 @@ each_bug_is_found! {
     hiding_the_tail: HideTail by LIVENESS in KILLS;
     forgetting_what_is_held: ForgetHeld by LIVENESS in KILLS;
     comparing_nothing_after_a_start: SkipCompare by LIVENESS in KILLS;
-}
-
-/// The model's own limit, shown: refusals carry no sign of the question that they answer, so one that the
-/// network keeps back until the archive has filled itself and the server has let go counts as new.
-#[test]
-fn a_refusal_that_comes_too_late_is_believed() {
-    let bounds = Bounds {
-        late_refusals: true,
-        ..KILLS
-    };
-    let found = explore(bounds, HasDiscoveries::AnyOf(BTreeSet::from([LOSS])));
-    assert!(found.contains(LOSS));
+    believing_a_refusal_that_comes_too_late: BelieveLate by LOSS in KILLS;
 }

@@ -182,7 +182,7 @@ impl Archive {
     }
 
     /// `set_end`; a session that was missed as a whole is watched from here on (`add_missed`).
-    fn set_end(&mut self, session: Session, last: Seq) {
+    pub(crate) fn set_end(&mut self, session: Session, last: Seq) {
         let s = at(session);
         self.horizon[s] = self.horizon[s].max(1);
         let last = last.max(self.horizon[s] - 1);
@@ -191,14 +191,6 @@ impl Archive {
         self.miss(session, from..last + 1);
         self.horizon[s] = last + 1;
         self.end[s] = Some(last);
-    }
-
-    /// `on_end`, told by the server: what lies behind its last number it will never have, and nobody else is there.
-    pub(crate) fn on_end(&mut self, session: Session, last: Seq) {
-        self.set_end(session, last);
-        for id in self.missing.iter().filter(|id| id.session == session && id.seq > last) {
-            self.give_up(id);
-        }
     }
 
     fn give_up(&mut self, id: Id) {
@@ -211,7 +203,11 @@ impl Archive {
         match answer {
             Answer::Repair(payload) => self.on_block(id, payload, bug),
             Answer::Past | Answer::UnknownSession => self.give_up(id),
-            Answer::End(last, _) => self.on_end(id.session, last),
+            Answer::End(last, _) => {
+                self.set_end(id.session, last);
+                // What lies behind its last number the server will never have, and nobody else is there.
+                self.give_up(id);
+            }
             Answer::NotYet => {}
         }
     }
@@ -274,8 +270,11 @@ pub(crate) struct Client {
     /// The last number of the session, and the session that follows.
     end: Option<(Seq, Session)>,
     upcoming: Session,
-    /// Final refusals of the archive that are still on their way; only with `late_refusals`.
+    /// Final refusals of the archive that the network keeps back, in answer to questions that count: those
+    /// asked since the server has refused.
     pub(crate) late: Ids,
+    /// Of those, what somebody held when the archive refused it.
+    pub(crate) late_held: Ids,
     /// It gave up what somebody held.
     pub(crate) false_loss: bool,
     pub(crate) crashes: u8,
@@ -298,6 +297,7 @@ impl Client {
             end: None,
             upcoming: 0,
             late: Ids::default(),
+            late_held: Ids::default(),
             false_loss: false,
             crashes: 0,
             out: Vec::new(),
@@ -305,10 +305,25 @@ impl Client {
     }
 
     /// Session and position behind which it goes on, and what an application has, are all that survives a kill.
-    pub(crate) fn restart(&mut self) {
+    /// It has asked none of the questions of its former run.
+    pub(crate) fn restart(&mut self, bug: Option<Bug>) {
         let old = std::mem::replace(self, Client::new());
         (self.session, self.next, self.horizon) = (old.session, old.next, old.next);
-        (self.out, self.late, self.false_loss, self.crashes) = (old.out, old.late, old.false_loss, old.crashes + 1);
+        (self.out, self.false_loss, self.crashes) = (old.out, old.false_loss, old.crashes + 1);
+        if bug == Some(Bug::BelieveLate) {
+            (self.late, self.late_held) = (old.late, old.late_held);
+        }
+    }
+
+    /// The archive has refused for good: noted if it counts when it comes later.
+    pub(crate) fn hold_back(&mut self, id: Id, held: bool, bug: Option<Bug>) {
+        let counts = id.session == self.session && self.refused_by[at(id.seq)] & BY_SERVER != 0;
+        if counts || bug == Some(Bug::BelieveLate) {
+            self.late.insert(id);
+            if held {
+                self.late_held.insert(id);
+            }
+        }
     }
 
     fn here(&self, seq: Seq) -> Id {
@@ -362,11 +377,23 @@ impl Client {
                 break;
             }
             self.refused_by[at(id.seq)] = 0;
+            self.forget_late(id, bug);
             self.next += 1;
         }
         if let Some((_, session)) = self.end.filter(|(last, _)| self.next > *last) {
             (self.session, self.next, self.horizon, self.end) = (session, 1, 1, None);
             (self.held, self.lost, self.refused_by) = (Log::default(), Ids::default(), [0; SEQS]);
+            if bug != Some(Bug::BelieveLate) {
+                (self.late, self.late_held) = (Ids::default(), Ids::default());
+            }
+        }
+    }
+
+    /// What is done with is asked for no more.
+    fn forget_late(&mut self, id: Id, bug: Option<Bug>) {
+        if bug != Some(Bug::BelieveLate) {
+            self.late.remove(id);
+            self.late_held.remove(id);
         }
     }
 
@@ -388,11 +415,9 @@ impl Client {
         self.end = Some((last, next));
     }
 
-    pub(crate) fn on_end(&mut self, by: Party, last: Seq, next: Session, held: &dyn Fn(Id) -> bool, bug: Option<Bug>) {
+    /// A server says by itself how its session ended; in answer to a question it refuses what was asked for, too.
+    pub(crate) fn on_end(&mut self, last: Seq, next: Session, bug: Option<Bug>) {
         self.set_end(last, next);
-        for seq in last.max(self.next - 1) + 1..self.horizon {
-            self.refused(self.here(seq), by, held, bug);
-        }
         self.drain(bug);
     }
 
@@ -423,7 +448,13 @@ impl Client {
                 self.on_block(self.here(id.seq + 1), payload, bug);
             }
             Answer::Repair(payload) => self.on_block(id, payload, bug),
-            Answer::End(last, next) => self.on_end(by, last, next, held, bug),
+            Answer::End(last, next) => {
+                self.set_end(last, next);
+                for seq in last.max(self.next - 1) + 1..self.horizon {
+                    self.refused(self.here(seq), by, held, bug);
+                }
+                self.drain(bug);
+            }
             Answer::NotYet => {}
             Answer::Past | Answer::UnknownSession => {
                 if matches!(answer, Answer::Past) {

@@ -16,6 +16,8 @@ pub(crate) const LIVENESS: &str = "liveness";
 pub(crate) const FROM_ARCHIVE: &str = "from archive";
 pub(crate) const FROM_LOG: &str = "from log";
 pub(crate) const LOST: &str = "lost";
+/// Seen too: a refusal that counts although the network has kept it back.
+pub(crate) const LATE: &str = "late";
 
 pub(crate) fn all() -> Vec<Property<Bounds>> {
     vec![
@@ -41,6 +43,9 @@ pub(crate) fn all() -> Vec<Property<Bounds>> {
         }),
         Property::sometimes(LOST, |_, s: &State| {
             s.clients.iter().flat_map(|c| &c.out).any(|o| matches!(o, Out::Lost(_)))
+        }),
+        Property::sometimes(LATE, |_, s: &State| {
+            s.clients.iter().any(|c| c.late.iter().next().is_some())
         }),
     ]
 }

@@ -114,7 +114,8 @@ pub(crate) enum Action {
     End(Node, Session),
     /// A question and its answer: repair, refusal or end. Asked of the server by the archive: its back-fill.
     Nak(Node, Party, Id),
-    /// A refusal of the archive that comes after the question has gone elsewhere.
+    /// The archive refuses; the network keeps that back, and brings it later.
+    HoldBack(usize, Id),
     LateRefusal(usize, Id),
     /// The archive syncs, where it does so, and acknowledges all that it has.
     Acknowledge,
@@ -148,6 +149,8 @@ pub(crate) enum Bug {
     SkipCompare,
     /// An archive stores what comes from behind the end that it has recorded.
     StoreBehindEnd,
+    /// A client takes a refusal for the answer to its last question, whichever question it answers.
+    BelieveLate,
 }
 
 /// What is checked: bounds, and what is wrong.
@@ -161,8 +164,6 @@ pub(crate) struct Bounds {
     pub(crate) crashes: u8,
     /// The archive acknowledges what is on stable storage; crashes include losses of power.
     pub(crate) synced: bool,
-    /// The network may hold back an archive's refusal for ever.
-    pub(crate) late_refusals: bool,
     pub(crate) bug: Option<Bug>,
 }
 
@@ -196,9 +197,9 @@ impl Bounds {
             Action::Data(Node::Client(c), id, payload) => clients[c].on_block(id, payload, bug),
             Action::Heartbeat(Node::Archive) => archive.on_heartbeat(server, bug),
             Action::Heartbeat(Node::Client(c)) => clients[c].on_heartbeat(server, bug),
-            Action::End(Node::Archive, session) => archive.on_end(session, server.last(session)),
+            Action::End(Node::Archive, session) => archive.set_end(session, server.last(session)),
             Action::End(Node::Client(c), session) if clients[c].session == session => {
-                clients[c].on_end(Party::Server, server.last(session), session + 1, &held, bug);
+                clients[c].on_end(server.last(session), session + 1, bug);
             }
             Action::End(..) => {}
             Action::Nak(Node::Archive, _, id) => archive.on_answer(id, server.answer(id), bug),
@@ -206,13 +207,18 @@ impl Bounds {
                 clients[c].on_answer(id, Party::Server, server.answer(id), &held, bug);
             }
             Action::Nak(Node::Client(c), Party::Archive, id) => {
-                let answer = archive.answer(id);
-                if self.late_refusals && matches!(answer, Answer::Past | Answer::UnknownSession) {
-                    clients[c].late.insert(id);
+                clients[c].on_answer(id, Party::Archive, archive.answer(id), &held, bug);
+            }
+            Action::HoldBack(c, id) => {
+                if !matches!(archive.answer(id), Answer::Repair(_) | Answer::NotYet) {
+                    clients[c].hold_back(id, held(id), bug);
                 }
-                clients[c].on_answer(id, Party::Archive, answer, &held, bug);
             }
             Action::LateRefusal(c, id) => {
+                // What nobody held when it was refused may have come to the archive since: late DATA of a
+                // server that has lost it with its power.
+                let was_held = clients[c].late_held;
+                let held = |id| was_held.contains(id) && held(id);
                 clients[c].on_answer(id, Party::Archive, Answer::UnknownSession, &held, bug);
             }
             Action::Acknowledge => {
@@ -239,7 +245,7 @@ impl Bounds {
             }
             Action::KillArchive => archive.restart(false),
             Action::PowerArchive => archive.restart(true),
-            Action::KillClient(c) => clients[c].restart(),
+            Action::KillClient(c) => clients[c].restart(bug),
         }
     }
 
@@ -311,6 +317,7 @@ impl Model for Bounds {
             actions.extend(self.synced.then_some(Action::PowerArchive));
         }
         for (c, client) in state.clients.iter().enumerate() {
+            actions.extend(client.gaps().map(|id| Action::HoldBack(c, id)));
             actions.extend(client.late.iter().map(|id| Action::LateRefusal(c, id)));
             actions.extend((client.crashes < self.crashes).then_some(Action::KillClient(c)));
         }
