@@ -95,6 +95,17 @@ pub enum Idle {
     Block,
 }
 
+/// What becomes of the engine's capabilities once its link is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Privileges {
+    /// They are dropped; root keeps its access to files.
+    #[default]
+    Drop,
+    /// They are kept.
+    Keep,
+}
+
 impl Idle {
     /// What an engine does whose thread is pinned or not. `auto` spins on a core of its own where at
     /// least four are there, so that the rest of the machine keeps running; otherwise it blocks.
@@ -134,6 +145,9 @@ pub struct Engine {
     /// What to do when there is nothing to do.
     #[serde(default)]
     pub idle: Idle,
+    /// What becomes of capabilities once the link is open.
+    #[serde(default)]
+    pub privileges: Privileges,
     /// Where to write the final counters as JSON.
     pub report: Option<PathBuf>,
     /// Settings of the AF_XDP link.

@@ -1,5 +1,6 @@
 //! The Seqcast engine: one process per NIC that runs servers, clients and archives.
 //!
+//! - [`cli`]: the command line.
 //! - [`config`]: what an engine shall do, from a TOML file.
 //! - [`keys`]: files of keys that streams' frames are sealed with.
 //! - [`link`]: how frames move: AF_XDP or kernel sockets.
@@ -11,6 +12,7 @@ use std::net::SocketAddrV4;
 
 use seqcast_proto::seq::Stream;
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod feed;

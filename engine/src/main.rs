@@ -1,48 +1,27 @@
 //! `seqcast-engine`: one process per NIC that runs servers, clients and archives.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
-use seqcast_engine::config::{Config, LinkKind};
+use caps::Capability;
+use clap::Parser;
+use seqcast_engine::cli::{Cli, Command};
+use seqcast_engine::config::{Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 mod open;
+mod privileges;
+mod service;
 
 use open::Links;
+use service::Service;
 
-/// The Seqcast engine: reliable multicast over AF_XDP or kernel sockets.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the servers, clients and archives of a configuration until they end.
-    ///
-    /// SIGTERM and SIGINT end it in order: sources are drained, the end is announced, last
-    /// acknowledgements are awaited, logs are synced. A second signal leaves at once.
-    /// SIGHUP lets it read files of keys again.
-    Run {
-        /// The configuration file (TOML).
-        #[arg(long)]
-        config: PathBuf,
-    },
-    /// Read a configuration and say what is wrong with it.
-    Check {
-        /// The configuration file (TOML).
-        #[arg(long)]
-        config: PathBuf,
-    },
-}
+/// Each group of the kernel link is a socket, whose receive buffer may have to exceed the system's limit.
+const UDP_JOINS_WITH: &[Capability] = &[Capability::CAP_NET_ADMIN];
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -80,6 +59,7 @@ fn run(config: &Config) -> Result<()> {
             config,
             open::links(config, open::udp)?,
             open::udp_may_hold(config),
+            UDP_JOINS_WITH,
             stop,
         ),
         #[cfg(feature = "xdp")]
@@ -87,11 +67,12 @@ fn run(config: &Config) -> Result<()> {
             config,
             open::links(config, open::xdp)?,
             open::xdp_may_hold(config),
+            &[],
             stop,
         ),
         #[cfg(feature = "xdp")]
         LinkKind::Auto => match open::links(config, open::xdp) {
-            Ok(links) => start(config, links, open::xdp_may_hold(config), stop),
+            Ok(links) => start(config, links, open::xdp_may_hold(config), &[], stop),
             Err(why) => {
                 eprintln!(
                     "{}: AF_XDP does not work here, using kernel sockets: {why:#}",
@@ -101,6 +82,7 @@ fn run(config: &Config) -> Result<()> {
                     config,
                     open::links(config, open::udp)?,
                     open::udp_may_hold(config),
+                    UDP_JOINS_WITH,
                     stop,
                 )
             }
@@ -114,26 +96,45 @@ fn run(config: &Config) -> Result<()> {
             config,
             open::links(config, open::udp)?,
             open::udp_may_hold(config),
+            UDP_JOINS_WITH,
             stop,
         ),
     }
 }
 
-fn start<L: Link>(config: &Config, links: Links<L>, may_hold: u32, stop: StopRequests) -> Result<()> {
+fn start<L: Link>(
+    config: &Config,
+    links: Links<L>,
+    may_hold: u32,
+    kept: &[Capability],
+    stop: StopRequests,
+) -> Result<()> {
     match links {
-        Links::One(link) => run_on(config, link, may_hold, stop),
-        Links::Two(pair) => run_on(config, pair, may_hold, stop),
+        Links::One(link) => run_on(config, link, may_hold, kept, stop),
+        Links::Two(pair) => run_on(config, pair, may_hold, kept, stop),
     }
 }
 
-fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, stop: StopRequests) -> Result<()> {
-    let node = Node::open(config, link, may_hold, stop, Programs::default())?;
+/// `kept` are the capabilities that the link needs to join groups.
+fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, kept: &[Capability], stop: StopRequests) -> Result<()> {
+    // Threads have the capabilities of the one that starts them, so most go before there are any.
+    if config.engine.privileges == Privileges::Drop {
+        privileges::drop_all_but(kept)?;
+    }
+    let node = Node::open(config, link, may_hold, Arc::clone(&stop), Programs::default())?;
+    if config.engine.privileges == Privileges::Drop {
+        privileges::drop_all_but(&[])?;
+    }
     // Helper threads have been started and keep the affinity of the process; only this one is pinned.
     if let Some(core) = config.engine.core {
         pin(core)?;
     }
     eprintln!("ready {} mode={}", config.engine.name, node.mode());
+    let service = Service::ready(&node.mode(), node.pulse(), stop);
     let (report, result) = node.run();
+    if let Some(service) = service {
+        service.end();
+    }
     let written = match &config.engine.report {
         Some(path) => report
             .write(path)

@@ -23,7 +23,7 @@ use seqcast_tools::lab::Error;
         seqcast archive ls /var/lib/seqcast/ticks\n\n\
         \"seqcast help COMMAND\" has more."
 )]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -48,6 +48,8 @@ enum Command {
         seqcast check --config ticks.toml\n  \
         seqcast check eth1 --core 3 --json")]
     Check(cli::host::CheckArgs),
+    /// Make manual pages and shell completions of both programs.
+    Generate(cli::generate::Args),
     /// Make or describe Nasdaq ITCH 5.0 sessions in BinaryFILE framing.
     ///
     /// A made session is a whole trading day of messages that fit together: a subscriber can
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Archive(args) => cli::archive::run(&args),
         Command::Check(args) => cli::host::check(&args),
+        Command::Generate(args) => cli::generate::run(&args),
         Command::Itch(args) => cli::itch::run(&args),
         Command::Key(args) => cli::key::run(&args),
         Command::Lab(args) => cli::lab::run(&args),

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -96,6 +96,8 @@ pub struct Node<L: Link> {
     /// When a part has something to do next, in monotonic time.
     due: Nanos,
     cycle: CycleReport,
+    /// Turns so far, for who watches from another thread.
+    pulse: Arc<AtomicU64>,
 }
 
 impl<L: Link> Node<L> {
@@ -190,6 +192,7 @@ impl<L: Link> Node<L> {
             stopping: false,
             due: 0,
             cycle: CycleReport::default(),
+            pulse: Arc::default(),
         })
     }
 
@@ -206,6 +209,12 @@ impl<L: Link> Node<L> {
             archives: self.record.iter().map(Record::report).collect(),
             trust: self.guards.report(),
         }
+    }
+
+    /// The number of turns so far, for a watchdog on another thread: an engine that is alive makes
+    /// at least twenty a second.
+    pub fn pulse(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.pulse)
     }
 
     /// What the link really is.
@@ -262,6 +271,7 @@ impl<L: Link> Node<L> {
         }
         self.link.flush().context("the link failed to send")?;
         self.cycle.turns += 1;
+        self.pulse.store(self.cycle.turns, Ordering::Relaxed);
         let worked = received > 0 || sent > 0 || !self.local.is_empty();
         self.cycle.busy += u64::from(worked);
         Ok(worked)

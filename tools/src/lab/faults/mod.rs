@@ -251,11 +251,16 @@ impl<'a> Run<'a> {
                 quoted(&self.setting.path(name, "state")),
             ),
         };
-        let fault = match index {
+        let more = match index {
             SERVER => String::new(),
+            // Its disk is mounted in a namespace of another process, which is reached with privilege only.
+            ARCHIVE => format!(
+                "privileges = \"keep\"\nfault = {{ drop = {}, seed = {index} }}",
+                self.campaign.drop
+            ),
             _ => format!("fault = {{ drop = {}, seed = {index} }}", self.campaign.drop),
         };
-        let mut part = Part::new(&self.setting, host, &fault, &role)?;
+        let mut part = Part::new(&self.setting, host, &more, &role)?;
         if clocks {
             let file = self.setting.path(name, "clock");
             clock::set(&file, 0)?;
