@@ -251,15 +251,14 @@ impl<'a> Run<'a> {
                 quoted(&self.setting.path(name, "state")),
             ),
         };
-        let more = match index {
-            SERVER => String::new(),
-            // Its disk is mounted in a namespace of another process, which is reached with privilege only.
-            ARCHIVE => format!(
-                "privileges = \"keep\"\nfault = {{ drop = {}, seed = {index} }}",
-                self.campaign.drop
-            ),
-            _ => format!("fault = {{ drop = {}, seed = {index} }}", self.campaign.drop),
-        };
+        let mut more = String::new();
+        if matches!(index, SERVER | ARCHIVE) {
+            // Their disks are mounted in the namespace of another process, which is reached with privilege only.
+            more += "privileges = \"keep\"\n";
+        }
+        if index != SERVER {
+            more += &format!("fault = {{ drop = {}, seed = {index} }}\n", self.campaign.drop);
+        }
         let mut part = Part::new(&self.setting, host, &more, &role)?;
         if clocks {
             let file = self.setting.path(name, "clock");
