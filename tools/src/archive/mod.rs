@@ -1,11 +1,13 @@
 //! What archives hold: summaries, messages in order, captures; playing it again; copies from archive
-//! to archive, repair, and the removal of old sessions.
+//! to archive, on disk and over the network, repair, and the removal of old sessions.
 //!
 //! Reading works beside an engine that writes to the same archive: a session is seen as it was when
-//! it was opened. [`prune`], [`repair`] and the target of [`sync`] need the archive for themselves.
+//! it was opened. [`prune`], [`repair`] and the target of [`sync`] and [`fetch`]
+//! need the archive for themselves.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub mod fetch;
 pub mod pace;
 #[cfg(feature = "parquet")]
 pub mod parquet;

@@ -44,7 +44,8 @@ impl Copied {
 /// is; a copy that was cut short is taken up where it ended. `progress` is called after each record.
 ///
 /// # Errors
-/// When a file cannot be read, the session is another one under the same number, the target X
+/// When a file cannot be read, the session is another one under the same number, the target
+/// cannot take a record, or [`Stopped`](replay::Stopped).
 pub fn copy_session(
     from: &SessionReader,
     session: Session,
@@ -82,9 +83,10 @@ fn copy_numbers(
     let mut copied = Copied::default();
     let log = match to.session(session) {
         Some(log) => {
+            // 0: fetched as a whole from another archive, which does not say whose it was.
             let (here, there) = (log.meta().origin, from.meta().origin);
             ensure!(
-                here == there,
+                here == there || here == 0 || there == 0,
                 "session {session} has origin {there:#010x} there and {here:#010x} here: two servers used the same \
                  session number, and their messages cannot be joined"
             );
@@ -145,33 +147,55 @@ fn wanted(numbers: &[SeqRange], log: &SessionLog, copied: &mut Copied) -> Result
 fn copy_record(record: &OwnedRecord, wanted: &RangeSet, log: &mut SessionLog, copied: &mut Copied) -> Result<()> {
     let (range, ranges) = (record.range(), wanted.as_slice());
     let at = ranges.partition_point(|r| r.last < range.first);
-    for part in ranges[at..].iter().map_while(|r| r.intersect(range)) {
-        // The source may hold a number twice: in a record and, after a cut, in a later one.
-        let mut holes = Vec::new();
-        log.stored().absent(part, |hole| holes.push(hole));
-        for hole in holes {
-            let block = Block::parse(record.first, record.count, &record.block)
-                .ok()
-                .and_then(|block| block.part(hole, usize::MAX));
-            // Whole but not one of ours: counted as unreadable.
-            let Some(block) = block else { continue };
-            let (first, count) = (block.first(), block.count());
-            match log.append(
-                first,
-                count,
-                record.send_ns,
-                record.recv_ns,
-                record.flags,
-                block.bytes(),
-            ) {
-                Ok(()) => {}
-                Err(AppendError::AfterEnd) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            copied.records += 1;
-            copied.messages += u64::from(count);
-            copied.bytes += block.bytes().len() as u64;
+    let mut parts = ranges[at..].iter().map_while(|r| r.intersect(range)).peekable();
+    if parts.peek().is_none() {
+        return Ok(());
+    }
+    // Whole but not one of ours: counted as unreadable.
+    let Ok(block) = Block::parse(record.first, record.count, &record.block) else {
+        return Ok(());
+    };
+    let stamps = Stamps {
+        sent: record.send_ns,
+        received: record.recv_ns,
+        flags: record.flags,
+    };
+    parts.try_for_each(|part| append_absent(log, &block, part, stamps, copied))
+}
+
+/// What a record has besides its block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stamps {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) flags: u16,
+}
+
+/// Appends what is not there yet of a part of a block. Numbers may come twice: in a record and, after
+/// a cut, in a later one, or in answers that crossed.
+pub(super) fn append_absent(
+    log: &mut SessionLog,
+    block: &Block<'_>,
+    part: SeqRange,
+    stamps: Stamps,
+    copied: &mut Copied,
+) -> Result<()> {
+    let mut holes = Vec::new();
+    log.stored().absent(part, |hole| holes.push(hole));
+    for hole in holes {
+        let Some(block) = block.part(hole, usize::MAX) else {
+            continue;
+        };
+        let (first, count) = (block.first(), block.count());
+        let Stamps { sent, received, flags } = stamps;
+        match log.append(first, count, sent, received, flags, block.bytes()) {
+            Ok(()) => {}
+            Err(AppendError::AfterEnd | AppendError::Lost) => continue,
+            Err(error) => return Err(error.into()),
         }
+        copied.records += 1;
+        copied.messages += u64::from(count);
+        copied.bytes += block.bytes().len() as u64;
     }
     Ok(())
 }

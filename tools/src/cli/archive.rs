@@ -9,20 +9,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Subcommand, ValueEnum};
-use seqcast_archive::{Archive, Error, Options, Progress, Reader, Verified};
+use seqcast_archive::{Error, Progress, Reader, Verified};
 use seqcast_engine::feed;
 use seqcast_proto::seq::{Seq, Session};
 #[cfg(feature = "parquet")]
 use seqcast_tools::archive::parquet;
-use seqcast_tools::archive::prune::{Old, Rules};
-use seqcast_tools::archive::repair::{self, Outcome};
-use seqcast_tools::archive::replay::Stopped;
+use seqcast_tools::archive::prune::Rules;
 use seqcast_tools::archive::select::{Selection, Walked, Which};
 use seqcast_tools::archive::summary::{self, Summary};
-use seqcast_tools::archive::sync::{self, Copied};
-use seqcast_tools::archive::{pcapng, text, utc_millis};
+use seqcast_tools::archive::{pcapng, text};
 
-use super::{Meter, done_if_pipe_closed, say, stop, tell};
+use super::{Meter, done_if_pipe_closed, say, tell};
+
+mod change;
+
+use change::{SyncArgs, prune, repair, sync};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -130,23 +131,18 @@ enum Command {
     },
     /// Copy what an archive lacks from another one of the same stream.
     ///
-    /// Records keep the times at which they were sent and received. What is there is not copied
-    /// again, so a copy that was cut short is simply repeated; messages that a live source has got
-    /// meanwhile come with the next run. The target is made if it is not there, and must not be in
-    /// use; the source may be. The exit status is 1 if messages of the source could not be read.
+    /// From a directory: records keep the times at which they were sent and received. From a stream:
+    /// from an archive that an engine has open, over the network, as a client asks and at a bounded
+    /// rate; records keep the time at which they were sent. What is there is not copied again, so a
+    /// copy that was cut short is simply repeated; messages that a live source has got meanwhile come
+    /// with the next run. The target is made if it is not there, and must not be in use; the source
+    /// may be. The exit status is 1 if messages of the source could not be read.
     #[command(after_help = "Examples:\n  \
         seqcast archive sync --from /var/lib/seqcast/ticks --to /backup/ticks\n  \
-        seqcast archive sync --from /mnt/b/ticks --to /var/lib/seqcast/ticks --session last")]
-    Sync {
-        /// The source's directory.
-        #[arg(long, value_name = "DIR")]
-        from: PathBuf,
-        /// The target's directory.
-        #[arg(long, value_name = "DIR")]
-        to: PathBuf,
-        #[command(flatten)]
-        session: SessionArg,
-    },
+        seqcast archive sync --from /mnt/b/ticks --to /var/lib/seqcast/ticks --session last\n  \
+        seqcast archive sync --stream 239.81.0.1:5000 --interface eth1 --to /backup/ticks\n  \
+        seqcast archive sync --stream 239.81.0.1:5000 --interface eth1 --archive 10.0.0.7:6000 --to ticks")]
+    Sync(SyncArgs),
     /// Mend an archive that no engine has open.
     ///
     /// Reads everything, names what is damaged, and makes each damaged session anew from what can be
@@ -292,7 +288,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             };
             prune(dir, rules, *dry_run)
         }
-        Command::Sync { from, to, session } => sync(from, to, &session.selection()),
+        Command::Sync(args) => sync(args),
         Command::Repair { dir, from } => repair(dir, from.as_deref()),
     }
 }
@@ -471,118 +467,6 @@ pub(super) fn tell_absent(walked: &Walked) {
             say(format_args!("seqcast: {count} messages left out that {why}"));
         }
     }
-}
-
-fn prune(dir: &Path, rules: Rules, dry_run: bool) -> Result<ExitCode> {
-    let now = now();
-    let mut bytes = 0;
-    let mut count = 0;
-    let mut out = io::stdout().lock();
-    let mut count_and_tell = |verb: &str, old: &Old| -> Result<()> {
-        bytes += old.bytes;
-        count += 1;
-        let last = old.last_ns.map_or("not known".to_owned(), utc_millis);
-        let Old { session, bytes, .. } = old;
-        Ok(tell(writeln!(
-            out,
-            "{verb} session {session}: last message {last}, {bytes} bytes"
-        ))?)
-    };
-    if dry_run {
-        for old in rules.old_sessions(dir, now)? {
-            count_and_tell("would remove", &old)?;
-        }
-    } else {
-        let note = |note: &_| say(format_args!("seqcast: {note}"));
-        rules.prune(dir, now, note, |old| count_and_tell("removed", old))?;
-    }
-    tell(writeln!(out, "{count} sessions, {bytes} bytes"))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn sync(from: &Path, to: &Path, selection: &Selection) -> Result<ExitCode> {
-    let source = open(from)?;
-    let sessions = selection.sessions(&source)?;
-    let stop = stop::on_signals()?;
-    let mut target = Archive::open(to, source.stream(), Options::default())
-        .with_context(|| format!("cannot write to {}", to.display()))?;
-    for note in target.recovery() {
-        say(format_args!("seqcast: {note}"));
-    }
-    let mut meter = Meter::new();
-    let copied = sync::copy(&source, &sessions, &mut target, &stop, &mut |session, copied| {
-        meter.show(|seconds| copying(session, copied, seconds));
-    });
-    meter.clear();
-    // Whatever happened, what was copied is there to go on from.
-    let closed = target.close();
-    let copied = match copied {
-        Ok(copied) => copied,
-        Err(error) if error.is::<Stopped>() => {
-            closed?;
-            stop::outcome(&stop)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        Err(error) => return Err(error),
-    };
-    closed?;
-    for (count, why) in [
-        (copied.unreadable, "could not be read: damaged, or released meanwhile"),
-        (
-            copied.denied,
-            "are said to exist nowhere by the target, which cannot take them",
-        ),
-    ] {
-        if count > 0 {
-            say(format_args!("seqcast: {count} messages not copied that {why}"));
-        }
-    }
-    tell(writeln!(
-        io::stdout(),
-        "{} messages in {} records copied, {} sessions new, {} messages newly known to exist nowhere",
-        copied.messages,
-        copied.records,
-        copied.sessions,
-        copied.lost
-    ))?;
-    let whole = copied.unreadable == 0;
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn copying(session: Session, copied: &Copied, seconds: f64) -> String {
-    let megabytes = copied.bytes as f64 / 1e6;
-    let rate = megabytes / seconds;
-    format!(
-        "session {session}: {} messages, {megabytes:.0} MB, {rate:.0} MB/s",
-        copied.messages
-    )
-}
-
-fn repair(dir: &Path, from: Option<&Path>) -> Result<ExitCode> {
-    let from = from.map(open).transpose()?;
-    open(dir)?;
-    let stop = stop::on_signals()?;
-    let repaired = repair::repair(dir, from.as_ref(), &stop, &mut |step| {
-        Ok(tell(writeln!(io::stdout(), "{step}"))?)
-    });
-    let outcome = match repaired {
-        Err(error) if error.is::<Stopped>() => {
-            stop::outcome(&stop)?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        outcome => outcome?,
-    };
-    let Outcome {
-        damaged,
-        missing,
-        hopeless,
-    } = outcome;
-    tell(writeln!(
-        io::stdout(),
-        "{damaged} sessions were damaged; of them {hopeless} cannot be mended, the others lack {missing} messages"
-    ))?;
-    let whole = missing == 0 && hopeless == 0;
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// ns since the Unix epoch.

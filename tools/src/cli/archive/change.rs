@@ -1,0 +1,210 @@
+//! Commands that write to archives: prune, sync, repair.
+
+use std::io::{self, Write};
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use seqcast_archive::{Archive, Options, Reader};
+use seqcast_engine::link::udp::{UdpConfig, UdpLink};
+use seqcast_proto::seq::{Session, Stream};
+use seqcast_tools::archive::prune::{Old, Rules};
+use seqcast_tools::archive::repair::{self, Outcome};
+use seqcast_tools::archive::replay::{Stop, Stopped};
+use seqcast_tools::archive::select::Which;
+use seqcast_tools::archive::sync::{self, Copied};
+use seqcast_tools::archive::{fetch, utc_millis};
+
+use super::super::{Meter, say, stop, tell};
+use super::{SessionArg, now, open, parse_group};
+
+/// Options that a directory has no use for.
+const NETWORK: [&str; 5] = ["interface", "archive", "key", "id", "rate"];
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["from", "stream"]))]
+pub(super) struct SyncArgs {
+    /// The source's directory.
+    #[arg(long, value_name = "DIR", conflicts_with_all = NETWORK)]
+    from: Option<PathBuf>,
+    /// The source's stream: an archive that records it is asked.
+    #[arg(long, value_name = "GROUP:PORT", value_parser = parse_group, requires = "interface")]
+    stream: Option<SocketAddrV4>,
+    /// The target's directory.
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    #[command(flatten)]
+    session: SessionArg,
+    /// The network interface.
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+    /// Ask this archive, at the address of its engine; else any that answers in the group.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    archive: Option<SocketAddrV4>,
+    /// File of the stream's keys.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The stream's identity; derived from group and port unless given.
+    #[arg(long, value_name = "ID")]
+    id: Option<u32>,
+    /// Most bytes a second over the network.
+    #[arg(long, value_name = "BYTES", default_value_t = 12_500_000, value_parser = clap::value_parser!(u64).range(fetch::MIN_RATE..))]
+    rate: u64,
+}
+
+pub(super) fn prune(dir: &Path, rules: Rules, dry_run: bool) -> Result<ExitCode> {
+    let now = now();
+    let mut bytes = 0;
+    let mut count = 0;
+    let mut out = io::stdout().lock();
+    let mut count_and_tell = |verb: &str, old: &Old| -> Result<()> {
+        bytes += old.bytes;
+        count += 1;
+        let last = old.last_ns.map_or("not known".to_owned(), utc_millis);
+        let Old { session, bytes, .. } = old;
+        Ok(tell(writeln!(
+            out,
+            "{verb} session {session}: last message {last}, {bytes} bytes"
+        ))?)
+    };
+    if dry_run {
+        for old in rules.old_sessions(dir, now)? {
+            count_and_tell("would remove", &old)?;
+        }
+    } else {
+        let note = |note: &_| say(format_args!("seqcast: {note}"));
+        rules.prune(dir, now, note, |old| count_and_tell("removed", old))?;
+    }
+    tell(writeln!(out, "{count} sessions, {bytes} bytes"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where [`sync`] copies from.
+enum CopyFrom {
+    Directory(Reader, Vec<Session>),
+    Network(fetch::Source, Box<UdpLink>, Which),
+}
+
+impl CopyFrom {
+    fn open(args: &SyncArgs) -> Result<CopyFrom> {
+        let selection = args.session.selection();
+        if let Some(dir) = &args.from {
+            let reader = open(dir)?;
+            let sessions = selection.sessions(&reader)?;
+            return Ok(CopyFrom::Directory(reader, sessions));
+        }
+        let interface = args.interface.clone().unwrap_or_default();
+        let config = UdpConfig {
+            interface: interface.clone(),
+            ..UdpConfig::default()
+        };
+        let link = UdpLink::open(config).with_context(|| format!("cannot open kernel sockets on {interface}"))?;
+        let source = fetch::Source {
+            group: args.stream.context("no source")?,
+            id: args.id,
+            archive: args.archive,
+            key: args.key.clone(),
+            rate: args.rate,
+        };
+        Ok(CopyFrom::Network(source, Box::new(link), selection.session))
+    }
+
+    fn stream(&self) -> Stream {
+        match self {
+            CopyFrom::Directory(reader, _) => reader.stream(),
+            CopyFrom::Network(source, ..) => source.stream(),
+        }
+    }
+
+    fn copy(self, to: &mut Archive, stop: &Stop, progress: &mut dyn FnMut(Session, &Copied)) -> Result<Copied> {
+        match self {
+            CopyFrom::Directory(reader, sessions) => sync::copy(&reader, &sessions, to, stop, progress),
+            CopyFrom::Network(source, link, which) => fetch::fetch(&source, *link, which, to, stop, progress),
+        }
+    }
+}
+
+pub(super) fn sync(args: &SyncArgs) -> Result<ExitCode> {
+    let source = CopyFrom::open(args)?;
+    let stop = stop::on_signals()?;
+    let mut target = Archive::open(&args.to, source.stream(), Options::default())
+        .with_context(|| format!("cannot write to {}", args.to.display()))?;
+    for note in target.recovery() {
+        say(format_args!("seqcast: {note}"));
+    }
+    let mut meter = Meter::new();
+    let copied = source.copy(&mut target, &stop, &mut |session, copied| {
+        meter.show(|seconds| copying(session, copied, seconds));
+    });
+    meter.clear();
+    // Whatever happened, what was copied is there to go on from.
+    let closed = target.close();
+    let copied = match copied {
+        Ok(copied) => copied,
+        Err(error) if error.is::<Stopped>() => {
+            closed?;
+            stop::outcome(&stop)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(error) => return Err(error),
+    };
+    closed?;
+    for (count, why) in [
+        (copied.unreadable, "could not be read: damaged, or released meanwhile"),
+        (
+            copied.denied,
+            "are said to exist nowhere by the target, which cannot take them",
+        ),
+    ] {
+        if count > 0 {
+            say(format_args!("seqcast: {count} messages not copied that {why}"));
+        }
+    }
+    tell(writeln!(
+        io::stdout(),
+        "{} messages in {} records copied, {} sessions new, {} messages newly known to exist nowhere",
+        copied.messages,
+        copied.records,
+        copied.sessions,
+        copied.lost
+    ))?;
+    let whole = copied.unreadable == 0;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn copying(session: Session, copied: &Copied, seconds: f64) -> String {
+    let megabytes = copied.bytes as f64 / 1e6;
+    let rate = megabytes / seconds;
+    format!(
+        "session {session}: {} messages, {megabytes:.0} MB, {rate:.0} MB/s",
+        copied.messages
+    )
+}
+
+pub(super) fn repair(dir: &Path, from: Option<&Path>) -> Result<ExitCode> {
+    let from = from.map(open).transpose()?;
+    open(dir)?;
+    let stop = stop::on_signals()?;
+    let repaired = repair::repair(dir, from.as_ref(), &stop, &mut |step| {
+        Ok(tell(writeln!(io::stdout(), "{step}"))?)
+    });
+    let outcome = match repaired {
+        Err(error) if error.is::<Stopped>() => {
+            stop::outcome(&stop)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        outcome => outcome?,
+    };
+    let Outcome {
+        damaged,
+        missing,
+        hopeless,
+    } = outcome;
+    tell(writeln!(
+        io::stdout(),
+        "{damaged} sessions were damaged; of them {hopeless} cannot be mended, the others lack {missing} messages"
+    ))?;
+    let whole = missing == 0 && hopeless == 0;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
