@@ -161,8 +161,11 @@ pub struct PublicationReport {
     pub foreign: u64,
     /// ACK frames received.
     pub acks: u64,
-    /// Turns in which messages waited because what is not acknowledged filled the room.
+    /// Turns in which messages waited for acknowledgements: what lacks them filled the room, or was as
+    /// much as `unacknowledged_max` allows.
     pub held_back: u64,
+    /// Turns in which messages waited because the rate was used up.
+    pub rate_limited: u64,
     /// Messages given up to make room that too few archives had acknowledged (`when_full`).
     pub dropped_unacknowledged: u64,
     /// Messages that fit no frame.

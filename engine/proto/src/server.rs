@@ -150,8 +150,10 @@ pub fn pack<S: Source + ?Sized>(source: &mut S, room: &mut [u8], most: u16) -> P
 /// Why a server takes no more messages for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blocked {
-    /// What is not acknowledged fills the room for it.
+    /// As many messages as are allowed to be are sent and not acknowledged.
     Unacknowledged,
+    /// What is not acknowledged fills the room for it.
+    Full,
     /// The configured rate is reached; there is room again at this time.
     Rate(Nanos),
     /// No transmit buffer is free.
@@ -474,7 +476,7 @@ impl Server {
         }
         let max = out.max_frame();
         if !store.has_room(max - HEADER) {
-            return Err(Blocked::Unacknowledged);
+            return Err(Blocked::Full);
         }
         if self.current().next > self.config.range_end {
             self.roll(now, store)?;
@@ -547,7 +549,7 @@ impl Server {
             }
         }
         if self.pending.is_some() {
-            Err(Blocked::Unacknowledged)
+            Err(Blocked::Full)
         } else {
             Ok(())
         }
@@ -574,7 +576,7 @@ impl Server {
                 Ok(()) => pending.kept = true,
                 Err(Refused::Full) => {
                     self.pending = Some(pending);
-                    return Err(Blocked::Unacknowledged);
+                    return Err(Blocked::Full);
                 }
                 Err(Refused::Failed) => {
                     self.failed = true;
@@ -597,7 +599,7 @@ impl Server {
     fn roll(&mut self, now: Now, store: &mut impl ServerStore) -> Result<(), Blocked> {
         self.sweep(store);
         if self.kept.len() == MAX_KEPT {
-            return Err(Blocked::Unacknowledged);
+            return Err(Blocked::Full);
         }
         let old = self.current();
         let (session, last) = (old.session, old.next.prev());

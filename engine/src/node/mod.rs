@@ -30,7 +30,10 @@ mod membership;
 mod outbox;
 mod roles;
 pub mod store;
+mod waiting;
 mod window;
+
+pub use waiting::{Backpressure, Waiting};
 
 use guard::{Guards, Verdict};
 use idle::{IdleState, Rest};
@@ -215,6 +218,13 @@ impl<L: Link> Node<L> {
     /// at least twenty a second.
     pub fn pulse(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.pulse)
+    }
+
+    /// Says what a published stream's messages wait for, to its producer, whatever thread that is on;
+    /// `None` when this engine does not publish the stream.
+    pub fn backpressure(&self, stream: SocketAddrV4) -> Option<Backpressure> {
+        let publish = self.publish.iter().find(|p| p.group() == stream);
+        publish.map(Publish::backpressure)
     }
 
     /// What the link really is.

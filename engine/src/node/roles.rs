@@ -26,6 +26,7 @@ use super::filter::{Filter, Wanted};
 use super::guard::Guards;
 use super::outbox::{Frame, Out};
 use super::store::{Keep, Recorder, Retention};
+use super::waiting::{Backpressure, Waiting};
 use super::window::Window;
 use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
 use crate::feed::sink::{Durable, Sink};
@@ -160,10 +161,13 @@ pub(super) struct Publish {
     /// Nothing can be sent before this time.
     retry_at: Nanos,
     resumed_at: u64,
+    /// Turns in which messages waited for acknowledgements, and for the rate.
     held_back: u64,
-    /// Since when nothing could be sent for want of room, and whether that was said.
-    full_since: Option<Nanos>,
-    full_said: bool,
+    rate_limited: u64,
+    /// What messages wait for, since when, and what of it was said.
+    waiting: Backpressure,
+    waits_since: Option<(Waiting, Nanos)>,
+    said: [bool; Waiting::ALL.len()],
     /// Whether it was said that messages were given up for new ones.
     drop_said: bool,
     /// Archives that must acknowledge a message.
@@ -253,8 +257,10 @@ impl Publish {
             retry_at: with.now.mono + wait,
             resumed_at,
             held_back: 0,
-            full_since: None,
-            full_said: false,
+            rate_limited: 0,
+            waiting: Backpressure::default(),
+            waits_since: None,
+            said: [false; Waiting::ALL.len()],
             drop_said: false,
             archives: config.archives,
             stopped_at: None,
@@ -302,24 +308,26 @@ impl Publish {
             (sent, blocked) = self.server.publish(now, PUBLISH_BUDGET, source, &mut self.store, out);
             if sent > 0 {
                 source.taken();
-                self.full_since = None;
             }
+            self.note(now, sent, blocked.map(Waiting::of));
             match blocked {
                 None | Some(Blocked::Closed) => {}
                 // The link is flushed after each turn.
                 Some(Blocked::NoBuffer) => {}
-                Some(Blocked::Rate(opens)) => self.retry_at = opens,
-                Some(Blocked::Unacknowledged) => {
+                Some(Blocked::Rate(opens)) => {
+                    self.rate_limited += 1;
+                    self.retry_at = opens;
+                }
+                Some(Blocked::Unacknowledged | Blocked::Full) => {
                     self.held_back += 1;
                     self.retry_at = now.mono + MILLIS;
-                    self.full_since.get_or_insert(now.mono);
                 }
                 Some(Blocked::StoreFailed) => self.failed = true,
                 // Looked at with the rest that needs no look in every turn.
                 Some(Blocked::Superseded(_)) => self.retry_at = Nanos::MAX,
             }
         }
-        self.say_when_full(now);
+        self.say_what_waits(now);
         let due = self.server.poll(now, REPAIR_BUDGET, &mut self.store, out);
         let retry = if self.retry_at > now.mono {
             self.retry_at
@@ -329,14 +337,32 @@ impl Publish {
         (sent, due.min(retry))
     }
 
+    /// Notes what messages wait for. Those of a full log, or behind the limit of what is not
+    /// acknowledged, wait as long as none is sent; a rate lets some pass all the time.
+    #[inline]
+    fn note(&mut self, now: Now, sent: u64, waiting: Option<Waiting>) {
+        self.waiting.set(waiting);
+        let since = match (waiting, self.waits_since) {
+            (Some(Waiting::Rate), Some(was @ (Waiting::Rate, _))) => Some(was),
+            (Some(new), Some(was @ (old, _))) if new == old && sent == 0 => Some(was),
+            (Some(new), _) => Some((new, now.mono)),
+            (None, _) => None,
+        };
+        self.waits_since = since;
+    }
+
+    pub(super) fn backpressure(&self) -> Backpressure {
+        self.waiting.clone()
+    }
+
     /// Messages given up that too few archives had acknowledged.
     fn dropped(&self) -> u64 {
         if self.archives > 0 { self.store.dropped() } else { 0 }
     }
 
-    /// Says once that messages wait for room, or had to make it.
+    /// Says once what messages have waited for, or had to be given up for.
     #[inline]
-    fn say_when_full(&mut self, now: Now) {
+    fn say_what_waits(&mut self, now: Now) {
         if !self.drop_said && self.dropped() > 0 {
             self.drop_said = true;
             eprintln!(
@@ -344,16 +370,28 @@ impl Publish {
                 self.name, self.group
             );
         }
-        if !self.full_said && self.full_since.is_some_and(|since| now.mono - since >= SECONDS) {
-            self.full_said = true;
-            eprintln!(
-                "{}: {}: no room for new messages: {} are not acknowledged by {} archives; the source waits. Start the archives, raise `retain` (and `unacknowledged_max`, if set), or give up the oldest with `when_full = \"drop-oldest\"`",
-                self.name,
-                self.group,
-                self.server.unacknowledged(),
-                self.archives
-            );
+        let Some((what, since)) = self.waits_since else { return };
+        if now.mono - since >= SECONDS && !self.said[what as usize - 1] {
+            self.said[what as usize - 1] = true;
+            self.say_that_it_waits(what);
         }
+    }
+
+    #[cold]
+    fn say_that_it_waits(&self, what: Waiting) {
+        let (open, archives) = (self.server.unacknowledged(), self.archives);
+        let text = match what {
+            Waiting::Full => format!(
+                "no room for new messages: {open} are not acknowledged by {archives} archives; the source waits. Start the archives, raise `retain`, or give up the oldest with `when_full = \"drop-oldest\"`"
+            ),
+            Waiting::Unacknowledged => format!(
+                "no new messages: {open} are not acknowledged by {archives} archives, as many as `unacknowledged_max` allows; the source waits. Start the archives, or raise `unacknowledged_max`"
+            ),
+            Waiting::Rate => "`rate` is used up all the time; the source waits, and nothing is dropped".into(),
+            // A link that sends nothing has messages of its own, and so has what ended a stream.
+            Waiting::Link | Waiting::Ended => return,
+        };
+        eprintln!("{}: {}: {text}", self.name, self.group);
     }
 
     /// Looks for another server on this stream.
@@ -456,6 +494,7 @@ impl Publish {
             foreign: stats.foreign,
             acks: stats.acks,
             held_back: self.held_back,
+            rate_limited: self.rate_limited,
             dropped_unacknowledged: self.dropped(),
             oversize: stats.oversize,
             resumed_at: self.resumed_at,

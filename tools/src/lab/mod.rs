@@ -20,6 +20,7 @@ mod process;
 mod scratch;
 pub mod soak;
 mod sys;
+mod tap;
 mod verify;
 mod veth;
 
@@ -33,6 +34,7 @@ use seqcast_proto::lines::Line;
 pub use interrupt::{handle_signals, wait_for_signal};
 pub use process::Process;
 pub use scratch::Scratch;
+pub use tap::{Seen, Tap};
 pub use verify::archived;
 
 /// The most hosts that one lab can have.
@@ -230,6 +232,17 @@ impl Lab {
         match self.switches.get(line as usize) {
             Some(switch) => switch.wait_member(group, host),
             None => Ok(()),
+        }
+    }
+
+    /// Taps the switch of one line: what hosts send over it from now on.
+    ///
+    /// # Errors
+    /// On loopback, which has no switch, or when the tap cannot be opened.
+    pub fn tap(&self, line: Line) -> io::Result<Tap> {
+        match self.switches.get(line as usize) {
+            Some(switch) => switch.tap(),
+            None => Err(io::Error::other("loopback labs have no switch to tap")),
         }
     }
 

@@ -1,11 +1,13 @@
 //! Hosts in namespaces, joined by a bridge that snoops IGMP.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::command::{poll, run_json};
 use super::netns::{Namespace, Owner};
+use super::tap::Tap;
 use super::{Error, Host, Spec, Why};
 
 const BRIDGE: &str = "br0";
@@ -152,6 +154,10 @@ impl Switch {
                 Ok(member.then_some(()))
             },
         )
+    }
+
+    pub(super) fn tap(&self) -> io::Result<Tap> {
+        Tap::open(&self.0, BRIDGE)
     }
 
     pub(super) fn set_port(&self, port: &str, state: &str) -> Result<(), Error> {

@@ -764,7 +764,7 @@ impl<'a> World<'a> {
         let overrun = limit > 0 && plan.required > 0 && before >= limit && taken > 0;
         let retry = match blocked {
             Some(Blocked::Rate(opens)) => opens,
-            Some(Blocked::Unacknowledged) => now.mono + MILLIS,
+            Some(Blocked::Unacknowledged | Blocked::Full) => now.mono + MILLIS,
             Some(Blocked::Closed | Blocked::Superseded(_)) => Nanos::MAX,
             Some(Blocked::NoBuffer | Blocked::StoreFailed) => now.mono,
             None if file.next < file.until => now.mono,

@@ -2,6 +2,8 @@
 // Each test file uses another part of this.
 #![allow(unreachable_pub, dead_code)]
 
+pub mod wire;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
