@@ -88,6 +88,18 @@ fn sessions_roll_over_at_the_end_of_their_numbers() {
     assert_eq!(world.report("client1")["subscriptions"][0]["sessions_ended"], 8);
     assert_eq!(world.report("archive")["archives"][0]["sessions"], 8);
     world.assert_archived();
+    // The client has seen each change: a session ends with its last number, and the next begins.
+    let log = fs::read_to_string(world.path("client1.log")).unwrap();
+    let events: Vec<&str> = log.lines().filter(|l| l.contains(": session ")).collect();
+    assert_eq!(events.len(), 15, "{log}");
+    for (n, event) in events.iter().enumerate() {
+        let what = match n {
+            14 => "ended with message 2000",
+            n if n % 2 == 0 => "ended with message 4000",
+            _ => "began",
+        };
+        assert!(event.contains(what), "{n}: {log}");
+    }
 }
 
 #[test]

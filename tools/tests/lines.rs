@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 
 use common::{LIMIT, World, terminate, until};
+use seqcast_engine::keys;
 use seqcast_proto::lines::Line;
 use seqcast_tools::lab::{Lab, Place, Process};
 use serde_json::Value;
@@ -173,6 +174,47 @@ fn a_line_that_is_cut_and_comes_back_costs_nothing_but_a_word() {
     );
     assert_eq!(count(line(&report, "subscriptions", Line::B), "silences"), 0);
     assert!(count(on_a, "missed") > 1_000, "{on_a}");
+}
+
+#[test]
+fn a_keyed_stream_has_two_lines_as_well() {
+    let Some(world) = world(&["server", "archive", "both"]) else {
+        return;
+    };
+    let key = world.path("stream.key");
+    keys::write(&key, &[keys::Entry::random(1).unwrap()], false).unwrap();
+    let keyed = |table: &str| format!("{table}trust = {{ key = {key:?} }}\n");
+    let archive = keyed(&world.two_lines(&world.archive(), "both"));
+    let archive = world.start_on_both("archive", [(2_000, 300), (6_000, 300)], &archive);
+    // Each line loses bursts of its own, and both one: that is repaired, under the key.
+    let both = keyed(&world.two_lines(&world.client("both", true), "both"));
+    let mut both = world.start_on_both("both", [(4_000, 4_000), (7_900, 500)], &both);
+    let mut server = world.start_on_both("server", NONE, &keyed(&world.server_on_two_lines(20_000)));
+    both.wait(LIMIT).unwrap();
+    server.wait(LIMIT).unwrap();
+    terminate(archive);
+    world.assert_equal("both");
+    world.assert_archived();
+    let report = world.report("both");
+    let client = &report["subscriptions"][0];
+    assert_eq!(count(client, "lost"), 0, "{client:#}");
+    let repaired = count(client, "repaired_archive") + count(client, "repaired_server");
+    assert!(repaired > 0 && count(client, "naks") > 0, "{client:#}");
+    for l in Line::BOTH {
+        let on = line(&report, "subscriptions", l);
+        assert!(count(on, "first") > 1_000 && count(on, "missed") > 400, "{report:#}");
+    }
+    for name in ["server", "archive", "both"] {
+        let trust = &world.report(name)["trust"][0];
+        assert!(
+            count(trust, "sealed") > 0 && count(trust, "opened") > 0,
+            "{name}: {trust}"
+        );
+        // A second copy of a frame is no replay.
+        for cause in ["forged", "unkeyed", "unknown_key", "stale", "replayed"] {
+            assert_eq!(count(trust, cause), 0, "{name}: {trust}");
+        }
+    }
 }
 
 #[test]

@@ -284,13 +284,20 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    /// On a group of its own on loopback.
     fn new() -> Subscriber {
+        Subscriber::trusting("")
+    }
+
+    /// On a group of its own on loopback, with more keys of its table.
+    fn trusting(trust: &str) -> Subscriber {
         let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
-        let group = SocketAddrV4::new(Ipv4Addr::new(239, 77, 8, 1), port);
+        Subscriber::at(SocketAddrV4::new(Ipv4Addr::new(239, 77, 8, 1), port), trust)
+    }
+
+    fn at(group: SocketAddrV4, trust: &str) -> Subscriber {
         let config = format!(
-            "[engine]\ninterface = \"lo\"\n[[subscribe]]\nstream = \"{group}\"\nfrom = \"session\"\nsink = {{ program = true }}"
+            "[engine]\ninterface = \"lo\"\n[[subscribe]]\nstream = \"{group}\"\nfrom = \"session\"\nsink = {{ program = true }}\n{trust}"
         );
         let got = Rc::new(RefCell::default());
         let node = Node::open(
@@ -367,6 +374,32 @@ fn a_stream_carries_the_same_messages_again() {
             assert!(told.contains("30 messages in 10 frames"), "{told}");
         }
     }
+}
+
+#[test]
+fn a_stream_is_played_under_a_key_that_its_receivers_need() {
+    let (files, dir) = archive();
+    let key = files.path().join("key");
+    succeed("key new %", &[&key]);
+    let mut holder = Subscriber::trusting(&format!("trust = {{ key = {key:?} }}"));
+    let group = holder.group;
+    let mut without = Subscriber::at(group, "");
+    let stream = format!("--session all --stream {group}");
+    let player = Running::start(seqcast(&["replay % --interface lo", &stream, "--key %"], &[&dir, &key]));
+    holder.until(|got| got.ended);
+    let (code, told) = player.end();
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(
+        holder.got.borrow().blocks.concat(),
+        expected(old_numbers().chain(1..=30))
+    );
+    let trust = &holder.node.report().trust[0];
+    assert!(trust.opened > 100 && trust.forged + trust.unkeyed == 0, "{trust:?}");
+    // Who has no key hears it all, and uses none of it.
+    while without.node.poll().unwrap() {}
+    let report = without.node.report();
+    assert!(report.trust[0].keyed > 0, "{report:?}");
+    assert!(without.got.borrow().blocks.is_empty());
 }
 
 #[test]

@@ -12,10 +12,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::SystemTime;
 
+use common::wire::Wire;
 use common::{LIMIT, START, World, terminate, until};
+use seqcast_proto::seal::{self, Seal};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::wire::{Block, Endpoint, Frame, HeartbeatBody, Kind, Role, Stamp, flags, header};
-use seqcast_tools::lab::{Host, Process};
+use seqcast_tools::lab::{self, Host, Process};
 use serde_json::Value;
 
 /// What [`helper`] shall do in the process that a test starts on a host.
@@ -325,6 +327,93 @@ fn an_allow_list_keeps_a_stranger_out_without_keys() {
         let report = trust(&world, name);
         assert!(report["not_allowed"].as_u64() > Some(100), "{name}: {report}");
         assert_eq!(world.report(name)["cycle"]["strangers"], 0);
+    }
+}
+
+/// Asks server and archive for everything, in few words, a thousand times; what they have been asked with.
+fn ask_in_few_words(world: &World, session: Session, seal: Option<&mut Seal>) -> (SocketAddrV4, usize) {
+    const RANGE: usize = 8;
+    let host = world.lab.host("stranger").unwrap();
+    let socket = host.udp_socket(0).unwrap();
+    let group: SocketAddrV4 = world.stream.parse().unwrap();
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let wall = wall.as_nanos() as u64;
+    let stamp = Stamp {
+        stream: seqcast_engine::stream_id(group, None),
+        session,
+        sequence: Seq(0),
+        time: wall,
+        flags: flags::ASK_SERVER | flags::ASK_ARCHIVE,
+        origin: 66,
+    };
+    let mut frame = [0; 1000];
+    let mut seal = seal;
+    for _ in 0..QUESTIONS {
+        let mut len = stamp.ranges(&mut frame, Kind::Nak, SeqRange::new(Seq(1), Seq(1 << 30)));
+        if let Some(seal) = &mut seal {
+            len = seal.seal(wall, &mut frame, len);
+        }
+        socket.send_to(&frame[..len], group).unwrap();
+    }
+    let port = socket.local_addr().unwrap().port();
+    let asker = SocketAddrV4::new(host.address(), port);
+    (asker, QUESTIONS * (seqcast_proto::wire::HEADER + RANGE))
+}
+
+const QUESTIONS: usize = 1_000;
+
+#[test]
+fn answers_are_no_more_than_so_many_times_the_questions_with_keys_and_without() {
+    const AMPLIFICATION: usize = 256;
+    for is_keyed in [false, true] {
+        let world = World::new(&["server", "archive", "client1", "stranger"], 20_000);
+        let Some(tap) = world.tap() else { return };
+        let key = key_file(&world);
+        let table = |text: &str| {
+            let text = format!("{text}repair = {{ amplification = {AMPLIFICATION} }}\n");
+            if is_keyed { keyed(&key, &text) } else { text }
+        };
+        let archive = world.start("archive", false, &table(&world.archive()));
+        let roles = world
+            .server(50_000, "")
+            .replace("archives = 1", "archives = 0")
+            .replace("rate =", "at_end = \"stay\", rate =");
+        let server = world.start("server", false, &table(&roles));
+        let archived = || lab::archived(&world.path("archive.d")).is_ok_and(|a| a.len() as u64 == world.size());
+        until("all is stored", archived);
+        let reader = seqcast_archive::Reader::open(&world.path("archive.d")).unwrap();
+        let session = reader.sessions().unwrap()[0];
+        let mut seal = Seal::new(seqcast_engine::keys::read_ring(&key).unwrap(), seal::CLOCK_SKEW, 0);
+        let stranger = ask_in_few_words(&world, session, None);
+        let holder = ask_in_few_words(&world, session, Some(&mut seal));
+        // Both have got behind the questions when they have answered an honest client that came later.
+        let client = if is_keyed {
+            keyed(&key, &world.client("client1", false))
+        } else {
+            world.client("client1", false)
+        };
+        let client = world.start("client1", false, &client);
+        world.until_delivered("client1", 100);
+        for process in [client, server, archive] {
+            terminate(process);
+        }
+        world.assert_equal("client1");
+        let wire = Wire::of(tap);
+        let parties = ["server", "archive"].map(|h| world.address(h));
+        // Only who is believed is answered at all: with a key its holders, without one who has no seal.
+        let (answered, refused) = if is_keyed {
+            (holder, stranger)
+        } else {
+            (stranger, holder)
+        };
+        let (bytes, most) = (
+            wire.bytes(&parties, answered.0),
+            parties.len() * AMPLIFICATION * answered.1,
+        );
+        assert!(bytes > 100_000 && bytes <= most, "keyed {is_keyed}: {bytes} of {most}");
+        assert_eq!(wire.bytes(&parties, refused.0), 0, "keyed {is_keyed}");
+        let archive = &world.report("archive")["archives"][0];
+        assert!(archive["limited"].as_u64() > Some(0), "keyed {is_keyed}: {archive}");
     }
 }
 

@@ -114,7 +114,10 @@ fn the_archive_is_asked_then_the_server_then_both_again_until_the_range_is_lost(
     // Silence of the archive: the server repairs.
     let (number, turns) = missed(heard);
     let answers = wire.answers(heard);
-    assert!(turns >= 2 && answers.iter().all(|a| *a.from.ip() == server_ip), "{answers:?}");
+    assert!(
+        turns >= 2 && answers.iter().all(|a| *a.from.ip() == server_ip),
+        "{answers:?}"
+    );
     let repair = answers.iter().find(|a| a.refused.is_none()).unwrap();
     assert_eq!(repair.range.first, number);
     world.assert_equal("heard");
@@ -209,8 +212,14 @@ fn what_the_archive_gave_up_comes_from_the_server_and_what_both_gave_up_is_lost_
     });
     let lost = SeqRange::new(Seq::FIRST, Seq(oldest.last().unwrap()).prev()).unwrap();
     let reported = reported_lost(&world.log("late"));
-    assert!(reported.iter().zip(&reported[1..]).all(|(a, b)| a.end() == b.first), "{reported:?}");
-    assert_eq!((reported[0].first, reported.last().unwrap().last), (lost.first, lost.last));
+    assert!(
+        reported.iter().zip(&reported[1..]).all(|(a, b)| a.end() == b.first),
+        "{reported:?}"
+    );
+    assert_eq!(
+        (reported[0].first, reported.last().unwrap().last),
+        (lost.first, lost.last)
+    );
     let report = &world.report("late")["subscriptions"][0];
     assert_eq!(report["lost"], lost.len(), "{report}");
     for who in ["repaired_archive", "repaired_server"] {
@@ -226,9 +235,15 @@ fn what_the_archive_gave_up_comes_from_the_server_and_what_both_gave_up_is_lost_
     let answers = wire.answers(late);
     for party in [archive, server] {
         let first = answers.iter().find(|a| *a.from.ip() == party).unwrap();
-        assert_eq!((first.range.first, first.refused), (Seq::FIRST, Some((Reason::TooOld, 0))));
+        assert_eq!(
+            (first.range.first, first.refused),
+            (Seq::FIRST, Some((Reason::TooOld, 0)))
+        );
     }
-    assert_eq!(refused, [Reason::TooOld, Reason::NotYet, Reason::UnknownSession, Reason::Busy]);
+    assert_eq!(
+        refused,
+        [Reason::TooOld, Reason::NotYet, Reason::UnknownSession, Reason::Busy]
+    );
 }
 
 /// Asks by hand for what cannot be had, and returns why not; who shall ask again is told when.
@@ -274,8 +289,11 @@ fn a_repair_to_the_group_spares_others_their_questions() {
     };
     let tap = world.tap().unwrap();
     // Both miss the same. The second waits for frames that overtook each other, and has all before it asks.
-    let clients = [("first", "query = \"multicast\"\n"), ("second", "reorder_us = 2000000\n")]
-        .map(|(name, keys)| world.start_missing(name, 300, 40, &(world.client(name, true) + keys)));
+    let clients = [
+        ("first", "query = \"multicast\"\n"),
+        ("second", "reorder_us = 2000000\n"),
+    ]
+    .map(|(name, keys)| world.start_missing(name, 300, 40, &(world.client(name, true) + keys)));
     let roles = world
         .server(5_000, "repair = { cast = \"multicast\" }")
         .replace("archives = 1", "archives = 0");
@@ -293,7 +311,10 @@ fn a_repair_to_the_group_spares_others_their_questions() {
         assert!(report["repaired_server"].as_u64() >= Some(40), "{report}");
     }
     let questions = wire.questions(first);
-    assert!(!questions.is_empty() && questions.iter().all(|q| q.to == group), "{questions:?}");
+    assert!(
+        !questions.is_empty() && questions.iter().all(|q| q.to == group),
+        "{questions:?}"
+    );
     assert!(wire.questions(second).is_empty());
     assert!(!wire.answers(*group.ip()).is_empty());
     assert!(wire.answers(first).is_empty() && wire.answers(second).is_empty());

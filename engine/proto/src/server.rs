@@ -603,11 +603,12 @@ impl Server {
         }
         let old = self.current();
         let (session, last) = (old.session, old.next.prev());
+        // Named after a second that is over: a run that starts without a memory is named after a later one.
         let next = Session(
             session
                 .0
                 .saturating_add(1)
-                .max(u32::try_from(now.wall / SECONDS).unwrap_or(u32::MAX)),
+                .max(u32::try_from((now.wall / SECONDS).saturating_sub(1)).unwrap_or(u32::MAX)),
         );
         let end = End { last, next };
         let opened = store

@@ -29,6 +29,7 @@ mod idle;
 mod membership;
 mod outbox;
 mod roles;
+mod session;
 pub mod store;
 mod waiting;
 mod window;

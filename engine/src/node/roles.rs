@@ -16,7 +16,7 @@ use seqcast_proto::io::{Application, Delivery, Event, Loss, Path};
 use seqcast_proto::lines::{Line, LineChange, Lines};
 use seqcast_proto::responder::{Cast, RepairConfig};
 use seqcast_proto::seal::TRAILER;
-use seqcast_proto::seq::{Seq, Session, Stream};
+use seqcast_proto::seq::{Seq, Stream};
 use seqcast_proto::server::{Blocked, Packed, RateLimit, Server, ServerConfig, Source as MessageSource, pack};
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::{Message, max_message};
@@ -25,6 +25,7 @@ use seqcast_ring::{Consumer, Doorbell};
 use super::filter::{Filter, Wanted};
 use super::guard::Guards;
 use super::outbox::{Frame, Out};
+use super::session;
 use super::store::{Keep, Recorder, Retention};
 use super::waiting::{Backpressure, Waiting};
 use super::window::Window;
@@ -209,15 +210,7 @@ impl Publish {
                 with.name, config.stream
             );
         }
-        // Without a state directory nothing tells this run's session from one of the same second
-        // but the second itself: the run sends only when that is over.
-        let second = u32::try_from(with.now.wall / SECONDS).unwrap_or(u32::MAX);
-        let newest = inherited.last().map_or(0, |i| i.session.0);
-        let session = Session(second.max(newest.saturating_add(1)));
-        let wait = match config.state {
-            Some(_) => 0,
-            None => ((Nanos::from(second) + 1) * SECONDS).saturating_sub(with.now.wall),
-        };
+        let (session, wait) = session::open(with.now.wall, inherited.last().map(|i| i.session));
         let server_config = ServerConfig {
             archives: config.archives,
             heartbeat_min: config.heartbeat_min_ms * MILLIS,
@@ -766,7 +759,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     pub(super) fn on_frame(&mut self, now: Now, from: SocketAddrV4, to: SocketAddrV4, frame: Frame<F>) {
         self.app.now = now;
         // What this engine's own server sends takes no line.
-        let line = self.lines.of(to).filter(|_| matches!(frame, Frame::Link(_)));
+        let line = self.lines.of(to).filter(|_| !matches!(frame, Frame::Local(_)));
         match line {
             Some(line) => self.client.on_line_frame(now, line, from, frame, &mut self.app),
             None => self.client.on_frame(now, from, frame, &mut self.app),
