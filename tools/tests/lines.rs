@@ -186,9 +186,9 @@ fn a_keyed_stream_has_two_lines_as_well() {
     let keyed = |table: &str| format!("{table}trust = {{ key = {key:?} }}\n");
     let archive = keyed(&world.two_lines(&world.archive(), "both"));
     let archive = world.start_on_both("archive", [(2_000, 300), (6_000, 300)], &archive);
-    // Each line loses bursts of its own, and both one: that is repaired, under the key.
+    // Line B loses a part of what line A loses: that is repaired, under the key.
     let both = keyed(&world.two_lines(&world.client("both", true), "both"));
-    let mut both = world.start_on_both("both", [(4_000, 4_000), (7_900, 500)], &both);
+    let mut both = world.start_on_both("both", [(1_000, 3_000), (2_000, 300)], &both);
     let mut server = world.start_on_both("server", NONE, &keyed(&world.server_on_two_lines(20_000)));
     both.wait(LIMIT).unwrap();
     server.wait(LIMIT).unwrap();
@@ -202,7 +202,7 @@ fn a_keyed_stream_has_two_lines_as_well() {
     assert!(repaired > 0 && count(client, "naks") > 0, "{client:#}");
     for l in Line::BOTH {
         let on = line(&report, "subscriptions", l);
-        assert!(count(on, "first") > 1_000 && count(on, "missed") > 400, "{report:#}");
+        assert!(count(on, "first") > 0 && count(on, "missed") >= 300, "{report:#}");
     }
     for name in ["server", "archive", "both"] {
         let trust = &world.report(name)["trust"][0];
