@@ -68,14 +68,14 @@ fn losses_of_one_line_come_over_the_other_without_a_question() {
         return;
     };
     let archive = world.two_lines(&world.archive(), "both");
-    let archive = world.start_on_both("archive", [(2_000, 300), (6_000, 300)], &archive);
+    let archive = world.start_on_both("archive", [(800, 300), (2_300, 300)], &archive);
     let both = world.two_lines(&world.client("both", true), "both");
-    let mut both = world.start_on_both("both", [(4_000, 400), (8_000, 500)], &both);
+    let mut both = world.start_on_both("both", [(1_500, 400), (3_000, 500)], &both);
     let a = world.two_lines(&world.client("a", true), "a");
     let mut a = world.start_on("a", "eth1", "a", "", &a);
     world.wait_member(Line::A, "a");
     let b = world.two_lines(&world.client("b", true), "b");
-    let mut b = world.start_on("b", "eth2", "b", "fault = { burst_at = 5000, burst_len = 50 }", &b);
+    let mut b = world.start_on("b", "eth2", "b", "fault = { burst_at = 2000, burst_len = 50 }", &b);
     world.wait_member(Line::B, "b");
     let mut server = world.start_on_both("server", NONE, &world.server_on_two_lines(20_000));
     for process in [&mut both, &mut a, &mut b, &mut server] {
@@ -185,7 +185,7 @@ fn a_keyed_stream_has_two_lines_as_well() {
     keys::write(&key, &[keys::Entry::random(1).unwrap()], false).unwrap();
     let keyed = |table: &str| format!("{table}trust = {{ key = {key:?} }}\n");
     let archive = keyed(&world.two_lines(&world.archive(), "both"));
-    let archive = world.start_on_both("archive", [(2_000, 300), (6_000, 300)], &archive);
+    let archive = world.start_on_both("archive", [(800, 300), (2_300, 300)], &archive);
     // Line B loses a part of what line A loses: that is repaired, under the key.
     let both = keyed(&world.two_lines(&world.client("both", true), "both"));
     let mut both = world.start_on_both("both", [(1_000, 3_000), (2_000, 300)], &both);
