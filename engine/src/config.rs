@@ -14,10 +14,12 @@ use crate::feed::item::SinkFormat;
 use crate::link::{Attach, Bind};
 
 mod lines;
+mod mold;
 mod route;
 mod trust;
 
 pub use lines::{Lines, Listen, Outgoing, Second};
+pub use mold::{MoldSink, MoldSource, MoldVariant, OnLoss};
 pub use route::Route;
 pub use trust::{Allow, Net, Trust};
 
@@ -242,6 +244,17 @@ pub struct Fault {
     pub seed: u64,
 }
 
+impl std::convert::From<Fault> for crate::link::Fault {
+    fn from(fault: Fault) -> crate::link::Fault {
+        crate::link::Fault {
+            drop_share: fault.drop,
+            burst_at: fault.burst_at,
+            burst_len: fault.burst_len,
+            seed: fault.seed,
+        }
+    }
+}
+
 /// Where messages come from.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -256,6 +269,8 @@ pub struct Source {
     /// A program in the engine's own process, see [`crate::node::Programs`].
     #[serde(default)]
     pub program: bool,
+    /// A feed that speaks MoldUDP64 or MoldUDP.
+    pub mold: Option<MoldSource>,
     /// How messages are told apart.
     #[serde(default)]
     pub format: Format,
@@ -317,7 +332,9 @@ pub struct Sink {
     /// A handler in the engine's own process, see [`crate::node::Programs`].
     #[serde(default)]
     pub program: bool,
-    /// How messages are written; BinaryFILE by default. Not for `journal` and `dir`.
+    /// A feed that speaks MoldUDP64 or MoldUDP.
+    pub mold: Option<MoldSink>,
+    /// How messages are written; BinaryFILE by default. Not for `journal`, `dir` and `mold`.
     pub format: Option<SinkFormat>,
 }
 
@@ -710,6 +727,7 @@ impl Config {
             message: error.to_string(),
         })?;
         config.follow_routes()?;
+        config.complete_mold();
         config.check()?;
         Ok(config)
     }
@@ -756,10 +774,11 @@ impl Config {
                 source.fifo.is_some(),
                 source.stdin,
                 source.program,
+                source.mold.is_some(),
             ];
             if sources.iter().filter(|s| **s).count() != 1 {
                 return invalid(format!(
-                    "[[publish]] {}: the source needs one of `file`, `fifo`, `stdin = true` or `program = true`",
+                    "[[publish]] {}: the source needs one of `file`, `fifo`, `stdin = true`, `mold` or `program = true`",
                     publish.stream
                 ));
             }
@@ -821,6 +840,7 @@ impl Config {
             }
         }
         self.check_lines()?;
+        mold::check(self)?;
         self.subscribe.iter().try_for_each(Subscribe::check)?;
         for archive in &self.archive {
             if !archive.segment.0.is_power_of_two() || !(1 << 16..=1 << 30).contains(&archive.segment.0) {
@@ -907,14 +927,19 @@ impl Subscribe {
             sink.fifo.is_some(),
             sink.stdout,
             sink.program,
+            sink.mold.is_some(),
         ];
         if sinks.iter().filter(|s| **s).count() != 1 {
-            return invalid("the sink needs one of `file`, `journal`, `dir`, `exec`, `fifo` or `stdout = true`");
+            return invalid(
+                "the sink needs one of `file`, `journal`, `dir`, `exec`, `fifo`, `mold` or `stdout = true`",
+            );
         }
         if sink.exec.as_ref().is_some_and(Vec::is_empty) {
             return invalid("`exec` needs a program: exec = [\"program\", \"argument\"]");
         }
-        if sink.format.is_some() && (sink.journal.is_some() || sink.dir.is_some() || sink.program) {
+        if sink.format.is_some()
+            && (sink.journal.is_some() || sink.dir.is_some() || sink.mold.is_some() || sink.program)
+        {
             return invalid("`format` is for `file`, `fifo`, `stdout` and `exec`: leave it out");
         }
         if self.subjects.is_some() && sink.program {

@@ -1,21 +1,12 @@
 //! Opens links as the configuration says.
 
 use anyhow::{Context, Result};
-use seqcast_engine::config::{self, Config, Engine};
+use seqcast_engine::config::{Config, Engine};
+use seqcast_engine::link::Link;
 use seqcast_engine::link::pair::Pair;
 use seqcast_engine::link::udp::{UdpConfig, UdpLink};
 #[cfg(feature = "xdp")]
 use seqcast_engine::link::xdp::{XdpConfig, XdpLink};
-use seqcast_engine::link::{Fault, Link};
-
-fn fault(fault: config::Fault) -> Fault {
-    Fault {
-        drop_share: fault.drop,
-        burst_at: fault.burst_at,
-        burst_len: fault.burst_len,
-        seed: fault.seed,
-    }
-}
 
 /// The links of an engine.
 pub(crate) enum Links<L> {
@@ -40,7 +31,7 @@ pub(crate) fn udp(engine: &Engine) -> Result<UdpLink> {
         port: engine.port,
         receive_buffer: engine.udp.receive_buffer,
         frames: engine.udp.frames,
-        fault: fault(engine.fault),
+        fault: engine.fault.into(),
         ttl: engine.ttl,
         mtu: engine.mtu,
         gso: engine.udp.gso,
@@ -66,7 +57,7 @@ fn xdp_config(engine: &Engine) -> XdpConfig {
         mtu: engine.mtu,
         port: engine.port,
         ttl: engine.ttl,
-        fault: fault(engine.fault),
+        fault: engine.fault.into(),
         ..XdpConfig::new(engine.interface.clone())
     }
 }

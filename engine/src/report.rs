@@ -124,6 +124,9 @@ pub struct SubscriptionReport {
     pub latency_live_ns: Latency,
     /// Latency of messages that were repaired or waited for a repair.
     pub latency_repaired_ns: Latency,
+    /// What the sink sent and answered, if it publishes a feed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mold: Option<MoldSinkReport>,
     /// Each of two lines, if both are listened to.
     pub lines: Vec<LineReport>,
 }
@@ -172,6 +175,87 @@ pub struct PublicationReport {
     pub oversize: u64,
     /// Messages skipped at the start because an earlier run had published them.
     pub resumed_at: u64,
+    /// What the source received, if it subscribes to a feed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mold: Option<MoldSourceReport>,
+}
+
+/// A feed published in MoldUDP64 or MoldUDP.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MoldSinkReport {
+    /// Group and port.
+    pub group: String,
+    /// Where requests are answered.
+    pub requests_at: String,
+    /// The last session.
+    pub session: String,
+    /// Its next number.
+    pub next: u64,
+    /// Messages sent for the first time, and the packets that they came in.
+    pub messages: u64,
+    /// See `messages`.
+    pub packets: u64,
+    /// Heartbeats sent.
+    pub heartbeats: u64,
+    /// Packets sent that say the end of a session.
+    pub ends: u64,
+    /// Packets that the kernel had no room for; receivers ask for them.
+    pub dropped: u64,
+    /// Requests received.
+    pub requests: u64,
+    /// Of these: answered, with so many messages.
+    pub answers: u64,
+    /// See `answers`.
+    pub answered_messages: u64,
+    /// Of these: for what is not there, or not any more.
+    pub absent: u64,
+    /// Of these: from askers that had enough.
+    pub limited: u64,
+    /// Of these: from askers that may not ask.
+    pub not_allowed: u64,
+    /// Datagrams that are no requests.
+    pub malformed: u64,
+}
+
+/// A feed in MoldUDP64 or MoldUDP that is received.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MoldSourceReport {
+    /// Group and port.
+    pub group: String,
+    /// The last session.
+    pub session: String,
+    /// Its next number.
+    pub next: u64,
+    /// Packets of each line.
+    pub packets: [u64; 2],
+    /// Messages handed on.
+    pub messages: u64,
+    /// Of these, those that a request brought.
+    pub repaired: u64,
+    /// Packets all of whose messages had come before.
+    pub duplicates: u64,
+    /// Gaps that opened.
+    pub gaps: u64,
+    /// Messages given up.
+    pub lost: u64,
+    /// Requests sent.
+    pub requests: u64,
+    /// Of these, those that nobody answered in time.
+    pub unanswered: u64,
+    /// Packets that found no room to wait; asked for later.
+    pub overruns: u64,
+    /// Datagrams that are no packets.
+    pub malformed: u64,
+    /// Packets of sessions that are over, or not wanted.
+    pub foreign: u64,
+    /// Datagrams to the port for answers that are of no server asked.
+    pub unasked: u64,
+    /// Smoothed time from a request to its answer; 0: not measured.
+    pub round_trip_ns: u64,
+    /// Datagrams that the kernel dropped because a receive buffer was full.
+    pub receive_dropped: u64,
 }
 
 /// A stream recorded.

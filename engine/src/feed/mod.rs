@@ -11,6 +11,7 @@ pub mod binaryfile;
 mod fifo;
 pub mod item;
 pub mod journal;
+mod mold;
 mod output;
 pub mod position;
 pub mod sink;

@@ -1,9 +1,10 @@
 //! Takes delivered messages out of a lane and writes them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,11 @@ use seqcast_proto::wire::Block;
 use seqcast_ring::{Consumer, Doorbell, Producer, lane};
 
 use super::item::{Item, flags};
+use super::mold;
 use super::output::{Output, describe};
 use super::position::{Keeper, Position};
 use crate::config::Sink as Config;
+use crate::report::MoldSinkReport;
 
 /// Bytes of the lane between a client and its sink.
 const LANE: usize = 4 << 20;
@@ -23,6 +26,10 @@ const LANE: usize = 4 << 20;
 const LOOK: Duration = Duration::from_millis(50);
 /// What is known of a block, in front of its bytes in the lane.
 const HEAD: usize = 24;
+/// In the flags of such a head: the session ended in front of the number, and there is no block.
+const ENDED: u16 = 1 << 15;
+/// Ends of sessions that may wait for room in the lane.
+const ENDS: usize = 64;
 
 /// Keeps the position of a durable client.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +53,47 @@ pub struct Sink {
     failed: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     resume: Option<(Session, Seq)>,
+    /// Ends of sessions that the lane had no room for, if the sink wants to know them.
+    ends: Option<VecDeque<(Session, Seq)>>,
+    mold: Option<Arc<Mutex<MoldSinkReport>>>,
     thread: JoinHandle<io::Result<()>>,
+}
+
+/// What an entry of the lane holds.
+pub(super) enum Part<'a> {
+    /// Messages, their session, flags, and when they were first sent.
+    Block(Session, Block<'a>, u16, u64),
+    /// The session ended in front of this number.
+    End(Session, Seq),
+}
+
+/// The parts of an entry of a sink's lane.
+pub(super) fn parts(mut entry: &[u8]) -> impl Iterator<Item = Part<'_>> {
+    std::iter::from_fn(move || {
+        let (head, rest) = entry.split_first_chunk::<HEAD>()?;
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, time @ ..] = *head;
+        let (bytes, rest) = rest.split_at_checked(u32::from_le_bytes([m, n, o, p]) as usize)?;
+        entry = rest;
+        let session = Session(u32::from_le_bytes([a, b, c, d]));
+        let first = Seq(u32::from_le_bytes([e, f, g, h]));
+        let flags = u16::from_le_bytes([k, l]);
+        if flags & ENDED != 0 {
+            return Some(Part::End(session, first));
+        }
+        let block = Block::trusted(first, u16::from_le_bytes([i, j]), bytes);
+        Some(Part::Block(session, block, flags, u64::from_le_bytes(time)))
+    })
+}
+
+/// Writes what is known of `block` in front of it.
+fn put_head(head: &mut [u8], session: Session, block: &Block<'_>, flags: u16, time: u64) {
+    head[..4].copy_from_slice(&session.0.to_le_bytes());
+    head[4..8].copy_from_slice(&block.first().0.to_le_bytes());
+    head[8..10].copy_from_slice(&block.count().to_le_bytes());
+    head[10..12].copy_from_slice(&flags.to_le_bytes());
+    // A block is part of a frame: its length fits.
+    head[12..16].copy_from_slice(&(block.bytes().len() as u32).to_le_bytes());
+    head[16..].copy_from_slice(&time.to_le_bytes());
 }
 
 impl Sink {
@@ -64,6 +111,29 @@ impl Sink {
         let bell = Arc::new(Doorbell::new()?);
         let failed = Arc::new(AtomicBool::new(false));
         let stop = Arc::new(AtomicBool::new(false));
+        if let Some(config) = &config.mold {
+            let ends = mold::sink::Ends {
+                lane: consumer,
+                bell: Arc::clone(&bell),
+                room,
+                failed: Arc::clone(&failed),
+            };
+            let interval = durable.map_or(LOOK, |d| d.interval);
+            let started = mold::sink::start(config, stream, interval, ends)?;
+            return Ok(Sink {
+                lane: producer,
+                bell,
+                quiet: true,
+                // Its log is its position.
+                durable: false,
+                failed,
+                stop,
+                resume: started.resume,
+                ends: Some(VecDeque::with_capacity(ENDS)),
+                mold: Some(started.report),
+                thread: started.thread,
+            });
+        }
         let kept = match durable {
             Some(d) => Some(Keeper::open(d.state, d.name, stream, describe(config))?),
             None => None,
@@ -97,6 +167,8 @@ impl Sink {
             failed,
             stop,
             resume: position.map(|p| (p.session, p.seq)).or(last),
+            ends: None,
+            mold: None,
             thread,
         })
     }
@@ -116,6 +188,9 @@ impl Sink {
     /// Takes `blocks` of delivered messages, ascending parts of the delivery, all or none; false
     /// when there is no room now. The position of a durable client moves behind the delivery.
     pub fn put<'a>(&mut self, delivery: &Delivery<'_>, blocks: impl Iterator<Item = Block<'a>> + Clone) -> bool {
+        if !self.put_ends() {
+            return false;
+        }
         let way = match delivery.path {
             Way::Live => 0,
             Way::Archive => flags::REPAIRED,
@@ -135,13 +210,7 @@ impl Sink {
         let mut at = 0;
         for block in blocks {
             let (head, bytes) = entry[at..].split_at_mut(HEAD);
-            head[..4].copy_from_slice(&delivery.session.0.to_le_bytes());
-            head[4..8].copy_from_slice(&block.first().0.to_le_bytes());
-            head[8..10].copy_from_slice(&block.count().to_le_bytes());
-            head[10..12].copy_from_slice(&flags.to_le_bytes());
-            // A block is part of a frame: its length fits.
-            head[12..16].copy_from_slice(&(block.bytes().len() as u32).to_le_bytes());
-            head[16..].copy_from_slice(&delivery.time.to_le_bytes());
+            put_head(head, delivery.session, &block, flags, delivery.time);
             bytes[..block.bytes().len()].copy_from_slice(block.bytes());
             at += HEAD + block.bytes().len();
         }
@@ -150,8 +219,42 @@ impl Sink {
         true
     }
 
+    /// Says that a session ended, if the sink wants to know.
+    pub fn ended(&mut self, session: Session, last: Seq) {
+        if let Some(ends) = &mut self.ends {
+            // A sink that has stood still for so many sessions finds the oldest ended all the same.
+            if ends.len() == ENDS {
+                ends.pop_front();
+            }
+            ends.push_back((session, last.next()));
+            self.put_ends();
+        }
+    }
+
+    /// Puts the ends of sessions that wait into the lane; false when there is no room.
+    fn put_ends(&mut self) -> bool {
+        let Some(ends) = &mut self.ends else { return true };
+        while let Some((session, next)) = ends.front() {
+            let Ok(mut entry) = self.lane.try_claim(HEAD) else {
+                return false;
+            };
+            put_head(&mut entry, *session, &Block::trusted(*next, 0, &[]), ENDED, 0);
+            entry.commit();
+            ends.pop_front();
+            self.quiet = false;
+        }
+        true
+    }
+
+    /// What a publisher of a feed has sent and answered; complete when it has finished.
+    #[must_use]
+    pub fn mold_report(&self) -> Option<Arc<Mutex<MoldSinkReport>>> {
+        self.mold.clone()
+    }
+
     /// Wakes the sink if something was put in.
     pub fn ring(&mut self) {
+        self.put_ends();
         if !self.quiet {
             self.quiet = true;
             self.bell.ring();
@@ -259,35 +362,23 @@ impl Writer {
     }
 
     /// Writes an entry of the lane: blocks, each behind its head.
-    fn write_entry(&mut self, mut entry: &[u8]) -> io::Result<()> {
-        while let Some((head, rest)) = entry.split_first_chunk::<HEAD>() {
-            let [.., m, n, o, p, _, _, _, _, _, _, _, _] = *head;
-            let length = u32::from_le_bytes([m, n, o, p]) as usize;
-            let Some((bytes, rest)) = rest.split_at_checked(length) else {
-                return Ok(());
+    fn write_entry(&mut self, entry: &[u8]) -> io::Result<()> {
+        for part in parts(entry) {
+            let Part::Block(session, block, flags, time) = part else {
+                continue;
             };
-            self.write_block(head, bytes)?;
-            entry = rest;
+            for (seq, message) in block.messages() {
+                self.output.write(&Item {
+                    session,
+                    seq,
+                    time,
+                    flags,
+                    subject: message.subject,
+                    payload: message.payload,
+                })?;
+            }
+            self.written = Some((session, block.first().plus(u32::from(block.count())).prev()));
         }
-        Ok(())
-    }
-
-    fn write_block(&mut self, head: &[u8; HEAD], bytes: &[u8]) -> io::Result<()> {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, _, _, _, _, time @ ..] = *head;
-        let session = Session(u32::from_le_bytes([a, b, c, d]));
-        let first = Seq(u32::from_le_bytes([e, f, g, h]));
-        let block = Block::trusted(first, u16::from_le_bytes([i, j]), bytes);
-        for (seq, message) in block.messages() {
-            self.output.write(&Item {
-                session,
-                seq,
-                time: u64::from_le_bytes(time),
-                flags: u16::from_le_bytes([k, l]),
-                subject: message.subject,
-                payload: message.payload,
-            })?;
-        }
-        self.written = Some((session, first.plus(u32::from(block.count())).prev()));
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,8 +14,10 @@ use seqcast_ring::{Consumer, Doorbell, LaneError, Producer, lane};
 
 use super::Reader;
 use super::fifo::{self, Patient};
+use super::mold::source::Subscription;
 use super::subject::{Router, Subjects};
 use crate::config::{AtEnd, Source as Config};
+use crate::report::MoldSourceReport;
 
 /// Bytes of the lane between a source and its server.
 const LANE: usize = 1 << 20;
@@ -28,6 +31,7 @@ pub struct Source {
     /// Rung after messages were taken out of the lane.
     pub room: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    mold: Option<Arc<Mutex<MoldSourceReport>>>,
     thread: Arc<Mutex<Thread>>,
 }
 
@@ -59,7 +63,7 @@ impl Source {
     /// message; `max` is the longest message, with its subject, that can be sent.
     ///
     /// # Errors
-    /// When the file cannot be opened or the thread not started.
+    /// When the file or the feed cannot be opened or the thread not started.
     pub fn start(
         config: &Config,
         router: Option<Router>,
@@ -74,7 +78,11 @@ impl Source {
             Some(path) => Some(File::open(path).map_err(|e| named(&path.display().to_string(), e))?),
             None => None,
         };
+        let mold = config.mold.is_some().then(Arc::default);
+        let (opened, wait) = sync_channel(1);
         let feeder = Feeder {
+            mold: mold.clone(),
+            opened,
             config: config.clone(),
             producers,
             router,
@@ -89,11 +97,17 @@ impl Source {
         let thread = std::thread::Builder::new()
             .name("source".into())
             .spawn(move || feeder.run(file))?;
-        let thread = Arc::new(Mutex::new(Thread::Runs(thread)));
+        let mut thread = Thread::Runs(thread);
+        if mold.is_some() && wait.recv().is_err() {
+            // It ended before it had opened the feed.
+            thread.join()?;
+        }
+        let thread = Arc::new(Mutex::new(thread));
         let source = |lane| Source {
             lane,
             room: Arc::clone(&room),
             stop: Arc::clone(&stop),
+            mold: mold.clone(),
             thread: Arc::clone(&thread),
         };
         Ok(consumers.into_iter().map(source).collect())
@@ -103,6 +117,13 @@ impl Source {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.room.ring();
+    }
+
+    /// What a feed has received.
+    #[must_use]
+    pub fn mold_report(&self) -> Option<MoldSourceReport> {
+        let report = self.mold.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(report.clone())
     }
 
     /// Whether the source has ended and everything it read was taken.
@@ -133,6 +154,9 @@ fn refused(number: u64, why: &str) -> io::Error {
 
 struct Feeder {
     config: Config,
+    /// What a feed has received, and who waits until it is opened.
+    mold: Option<Arc<Mutex<MoldSourceReport>>>,
+    opened: SyncSender<()>,
     /// One for each stream.
     producers: Vec<Producer>,
     router: Option<Router>,
@@ -167,6 +191,9 @@ impl Feeder {
                 .map_or_else(String::new, |p| p.display().to_string());
             return self.feed(file).map_err(|e| named(&name, e));
         }
+        if self.config.mold.is_some() {
+            return self.subscribe();
+        }
         let Some(path) = self.config.fifo.clone() else {
             // The descriptor itself: the standard library's buffer would hide bytes from `poll`.
             let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -188,36 +215,74 @@ impl Feeder {
         let mut number = 0_u64;
         while let Some(read) = reader.next_message()? {
             number += 1;
-            let message = subjects.split(read).map_err(|why| refused(number, &why))?;
-            let stream = match &mut self.router {
-                None => 0,
-                Some(router) => router.stream_of(message.subject).ok_or_else(|| {
-                    let subject = String::from_utf8_lossy(message.subject);
-                    refused(number, &format!("no [[route]] takes its subject {subject:?}: add one, or one without `subjects` for all that is left"))
-                })?,
-            };
-            if self.skip[stream] > 0 {
-                self.skip[stream] -= 1;
-                continue;
-            }
-            let length = message.subject.len() + message.payload.len();
-            if length > self.max {
-                return Err(refused(
-                    number,
-                    &format!(
-                        "{length} bytes with its subject; one frame of this link carries at most {}: raise the MTU or split it",
-                        self.max
-                    ),
-                ));
-            }
-            self.pace();
-            if !Self::push(&mut self.producers[stream], &self.room, &self.stop, &message) {
+            if !self.offer(&mut subjects, number, read)? {
                 return Ok(());
             }
-            self.sent += 1;
-            self.bell.ring();
         }
         Ok(())
+    }
+
+    /// Takes what a feed brings.
+    fn subscribe(&mut self) -> io::Result<()> {
+        let Config {
+            mold: Some(config),
+            at_end,
+            ..
+        } = self.config.clone()
+        else {
+            return Ok(());
+        };
+        let (stop, bell, opened) = (Arc::clone(&self.stop), Arc::clone(&self.room), self.opened.clone());
+        let mut subjects = Subjects::new(&self.config);
+        // Earlier runs' messages do not come again: the feed is taken up behind them.
+        let published = self.skip.first_mut().map_or(0, std::mem::take);
+        let name = format!("mold {}", config.group);
+        let subscription = Subscription {
+            config: &config,
+            at_end,
+            published,
+            stop: &stop,
+            bell: &bell,
+            report: self.mold.clone().unwrap_or_default(),
+            opened: &mut || {
+                let _ = opened.try_send(());
+            },
+            offer: &mut |number, message| self.offer(&mut subjects, number, message),
+        };
+        subscription.run().map_err(|e| named(&name, e))
+    }
+
+    /// Hands a message to the server of its stream; false when the source shall stop.
+    fn offer(&mut self, subjects: &mut Subjects, number: u64, read: &[u8]) -> io::Result<bool> {
+        let message = subjects.split(read).map_err(|why| refused(number, &why))?;
+        let stream = match &mut self.router {
+            None => 0,
+            Some(router) => router.stream_of(message.subject).ok_or_else(|| {
+                let subject = String::from_utf8_lossy(message.subject);
+                refused(number, &format!("no [[route]] takes its subject {subject:?}: add one, or one without `subjects` for all that is left"))
+            })?,
+        };
+        if self.skip[stream] > 0 {
+            self.skip[stream] -= 1;
+            return Ok(true);
+        }
+        let length = message.subject.len() + message.payload.len();
+        if length > self.max {
+            return Err(refused(
+                number,
+                &format!(
+                    "{length} bytes with its subject; one frame of this link carries at most {}: raise the MTU or split it",
+                    self.max
+                ),
+            ));
+        }
+        self.pace();
+        if !Self::push(&mut self.producers[stream], &self.room, &self.stop, &message) {
+            return Ok(false);
+        }
+        self.sent += 1;
+        self.bell.ring();
+        Ok(true)
     }
 
     /// Waits until the next message is due.

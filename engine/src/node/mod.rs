@@ -5,8 +5,8 @@
 //! sent. Nothing in a turn waits; when a turn finds nothing to do, the idle strategy decides.
 
 use std::net::SocketAddrV4;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -497,10 +497,12 @@ impl<L: Link> Node<L> {
         }
         // The last acknowledgements; when the link has failed there is nobody to tell.
         let _ = self.link.flush();
-        let report = self.report();
-        for subscribe in self.subscribe {
+        let mut report = self.report();
+        for (subscribe, told) in self.subscribe.into_iter().zip(&mut report.subscriptions) {
+            let mold = subscribe.mold();
             // The sink's own error says more than that it has failed.
             let closed = subscribe.close();
+            told.mold = mold.map(|latest| latest.lock().unwrap_or_else(PoisonError::into_inner).clone());
             result = if closed.is_err() { closed } else { result };
         }
         for publish in self.publish {

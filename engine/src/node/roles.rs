@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddrV4;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -34,7 +34,9 @@ use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
 use crate::feed::subject::Router;
 use crate::link::Link;
-use crate::report::{ArchiveReport, Latency, LineReport, PublicationReport, SubscriptionReport};
+use crate::report::{
+    ArchiveReport, Latency, LineReport, MoldSinkReport, MoldSourceReport, PublicationReport, SubscriptionReport,
+};
 use crate::stream_id;
 
 /// DATA frames that one server sends in a turn.
@@ -182,6 +184,8 @@ pub(super) struct Publish {
     /// Another server on this session that was reported.
     rival: Option<SocketAddrV4>,
     failed: bool,
+    /// What a feed that has ended had received.
+    feed: Option<MoldSourceReport>,
 }
 
 impl Publish {
@@ -199,7 +203,8 @@ impl Publish {
             None => Keep::Window(Window::new(config.retained(), drop_oldest).with_context(what)?),
         };
         let inherited = store.inherited();
-        let resumed_at = if config.source.resume && config.source.file.is_some() {
+        let remembers = config.source.file.is_some() || config.source.mold.is_some();
+        let resumed_at = if config.source.resume && remembers {
             store.taken()
         } else {
             0
@@ -261,6 +266,7 @@ impl Publish {
             broken: None,
             rival: None,
             failed: false,
+            feed: None,
         })
     }
 
@@ -435,6 +441,9 @@ impl Publish {
             );
         }
         let Some(source) = self.source.take() else { return };
+        if let Feed::Thread(source) = &source {
+            self.feed = source.mold_report();
+        }
         let result = source.join();
         if stopping || self.at_end == AtEnd::Close || result.is_err() {
             // What was read is sent; the end is announced even when the source broke off.
@@ -491,6 +500,10 @@ impl Publish {
             dropped_unacknowledged: self.dropped(),
             oversize: stats.oversize,
             resumed_at: self.resumed_at,
+            mold: match &self.source {
+                Some(Feed::Thread(source)) => source.mold_report(),
+                _ => self.feed.clone(),
+            },
         }
     }
 
@@ -630,6 +643,9 @@ impl Application for Outlet {
             }
             Event::SessionEnded { session, end } => {
                 self.sessions_ended += 1;
+                if let Target::Sink(sink) = &self.target {
+                    sink.borrow_mut().ended(session, end.last);
+                }
                 format!("session {session} ended with message {}", end.last)
             }
             Event::SessionStarted { session } => format!("session {session} began"),
@@ -817,7 +833,19 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             sessions_ended: self.app.sessions_ended,
             latency_live_ns: Latency::of(&self.app.live),
             latency_repaired_ns: Latency::of(&self.app.repaired),
+            // Complete when the sink is closed.
+            mold: self
+                .mold()
+                .map(|told| told.lock().unwrap_or_else(PoisonError::into_inner).clone()),
             lines: report_lines(self.client.lines(), self.lines.both_groups(self.group)),
+        }
+    }
+
+    /// What the sink sends and answers, if it publishes a feed.
+    pub(super) fn mold(&self) -> Option<Arc<Mutex<MoldSinkReport>>> {
+        match &self.app.target {
+            Target::Sink(sink) => sink.borrow().mold_report(),
+            Target::Handler(_) => None,
         }
     }
 

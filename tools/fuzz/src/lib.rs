@@ -6,6 +6,7 @@
 mod archive;
 #[cfg(feature = "files")]
 mod feeds;
+mod mold;
 mod packet;
 #[cfg(feature = "files")]
 mod ring;
@@ -29,6 +30,7 @@ pub const HARNESSES: &[(&str, Harness)] = &[
     ("itch", feeds::itch),
     #[cfg(feature = "files")]
     ("journal", feeds::journal),
+    ("mold", mold::exchange),
     ("packet", packet::parse),
     #[cfg(feature = "files")]
     ("ring", ring::read),
