@@ -15,11 +15,13 @@ use crate::link::{Attach, Bind};
 
 mod lines;
 mod mold;
+mod programs;
 mod route;
 mod trust;
 
 pub use lines::{Lines, Listen, Outgoing, Second};
 pub use mold::{MoldSink, MoldSource, MoldVariant, OnLoss};
+pub use programs::Programs;
 pub use route::Route;
 pub use trust::{Allow, Net, Trust};
 
@@ -53,6 +55,8 @@ pub enum ConfigError {
 pub struct Config {
     /// The process and its interface.
     pub engine: Engine,
+    /// Programs beside the engine.
+    pub programs: Option<Programs>,
     /// Which streams carry which subjects.
     #[serde(default)]
     pub route: Vec<Route>,
@@ -266,7 +270,8 @@ pub struct Source {
     /// Standard input.
     #[serde(default)]
     pub stdin: bool,
-    /// A program in the engine's own process, see [`crate::node::Programs`].
+    /// Programs that attach, with `[programs]`, or one in the engine's own process, see
+    /// [`crate::node::Programs`].
     #[serde(default)]
     pub program: bool,
     /// A feed that speaks MoldUDP64 or MoldUDP.
@@ -329,7 +334,8 @@ pub struct Sink {
     /// Standard output.
     #[serde(default)]
     pub stdout: bool,
-    /// A handler in the engine's own process, see [`crate::node::Programs`].
+    /// Programs that attach, with `[programs]`, or a handler in the engine's own process, see
+    /// [`crate::node::Programs`].
     #[serde(default)]
     pub program: bool,
     /// A feed that speaks MoldUDP64 or MoldUDP.
@@ -758,6 +764,8 @@ impl Config {
             }
         }
         self.check_trust()?;
+        let programs = self.programs.as_ref().map_or(Ok(()), Programs::check);
+        programs.map_err(ConfigError::Invalid)?;
         let repairs = self.publish.iter().map(|p| (p.stream, p.repair));
         let repairs = repairs.chain(self.archive.iter().map(|a| (a.stream, a.repair)));
         for (stream, repair) in repairs {

@@ -6,6 +6,7 @@
 //! - [`link`]: how frames move: AF_XDP or kernel sockets.
 //! - [`feed`]: where messages come from and go to: files, standard streams, FIFOs.
 //! - [`node`]: the duty cycle that joins protocol, link, logs and feeds on one core.
+//! - [`programs`]: programs beside the engine, through shared memory.
 //! - [`report`]: what an engine says of itself when it ends.
 
 use std::net::SocketAddrV4;
@@ -20,6 +21,7 @@ pub mod keys;
 pub mod link;
 pub mod node;
 mod prefetch;
+pub mod programs;
 pub mod report;
 
 /// A stream's identity: as configured, or the lower half of the group's address above the port.

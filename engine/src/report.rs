@@ -1,5 +1,6 @@
 //! What an engine says of itself when it ends.
 
+use crate::programs::HubReport;
 use std::fs;
 use std::io;
 use std::net::SocketAddrV4;
@@ -32,6 +33,8 @@ pub struct Report {
     pub archives: Vec<ArchiveReport>,
     /// Streams with keys or allow-lists.
     pub trust: Vec<TrustReport>,
+    /// Programs beside the engine; only with `[programs]`.
+    pub programs: Option<HubReport>,
 }
 
 /// The duty cycle.

@@ -371,7 +371,8 @@ impl Archiver {
                     self.on_missed(now.mono, end.next, store);
                 }
             }
-            Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && from != self.config.local => {
+            // Its own questions it hears as well; those of a client in its engine have the same address.
+            Body::Nak(ranges) if header.has(flags::ASK_ARCHIVE) && header.origin.get() != self.config.origin => {
                 self.responder.on_nak(now, from, header, &ranges, out);
             }
             Body::Unavailable(refusals) => self.on_unavailable(now.mono, from, header, refusals, store),

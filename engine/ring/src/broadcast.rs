@@ -126,7 +126,7 @@ impl Broadcaster {
     /// When the system is out of memory or file descriptors.
     pub fn shared(slots: usize, max_len: usize) -> io::Result<(Broadcaster, OwnedFd)> {
         let shape = Shape::new(slots, max_len);
-        let (mapping, fd) = Mapping::create(shape.words())?;
+        let (mapping, fd) = Mapping::create(shape.words(), false)?;
         Ok((Broadcaster::new(Words::mapped(mapping), shape), fd))
     }
 
@@ -153,6 +153,12 @@ impl Broadcaster {
         self.next
     }
 
+    /// A view for another thread that waits on readers' behalf.
+    #[must_use]
+    pub fn watch(&self) -> BroadcastWatch {
+        BroadcastWatch(Arc::clone(&self.words))
+    }
+
     /// Publishes a message over the oldest one, whether or not anybody has read that. Returns its
     /// number. `tag` travels along.
     ///
@@ -160,15 +166,35 @@ impl Broadcaster {
     /// A message longer than [`Self::max_len`].
     #[inline]
     pub fn publish(&mut self, tag: u32, message: &[u8]) -> Result<u64, TooLarge> {
-        let (len, max_len) = (message.len(), self.max_len());
+        self.publish_behind(tag, &[], message)
+    }
+
+    /// As [`Self::publish`], a message of two parts, the first of them whole words.
+    ///
+    /// # Errors
+    /// As for [`Self::publish`], counting both.
+    #[inline]
+    pub fn publish_behind(&mut self, tag: u32, head: &[[u8; WORD]], message: &[u8]) -> Result<u64, TooLarge> {
+        let (len, max_len) = (size_of_val(head) + message.len(), self.max_len());
         if len > max_len {
             return Err(TooLarge { len, max_len });
         }
         let number = self.next;
-        slot::write(self.shape.slot(&self.words, number), number, tag, message);
+        slot::write(self.shape.slot(&self.words, number), number, tag, head, message);
         self.next = number + 1;
         self.words[HEAD_AT].store(self.next, Ordering::Release);
         Ok(number)
+    }
+}
+
+/// Sees how far a ring was written, for another thread of the writer's process.
+pub struct BroadcastWatch(Arc<Words>);
+
+impl BroadcastWatch {
+    /// Number of the next message.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.0[HEAD_AT].load(Ordering::Acquire)
     }
 }
 
@@ -206,6 +232,8 @@ pub struct Reader {
     next: u64,
     corrupt: bool,
     buffer: Box<[[u8; WORD]]>,
+    /// Bytes of the last message in it.
+    filled: usize,
 }
 
 impl Reader {
@@ -215,7 +243,7 @@ impl Reader {
     /// # Errors
     /// A file that is no ring, or not sealed against shrinking.
     pub fn open(fd: BorrowedFd<'_>) -> io::Result<Reader> {
-        let words = Words::mapped(Mapping::open(fd)?);
+        let words = Words::mapped(Mapping::open(fd, false)?);
         let shape = Shape::of(&words).ok_or_else(|| io::Error::other("this memory holds no broadcast ring"))?;
         Ok(Reader::new(Arc::new(words), shape))
     }
@@ -227,6 +255,7 @@ impl Reader {
             shape,
             corrupt: false,
             buffer: vec![[0; WORD]; shape.max_len() / WORD].into(),
+            filled: 0,
         }
     }
 
@@ -244,6 +273,7 @@ impl Reader {
             Found::Nothing => None,
             Found::Message { tag, len } => {
                 self.next = number.wrapping_add(1);
+                self.filled = len;
                 let bytes = &self.buffer.as_flattened()[..len];
                 Some(Read::Message { number, tag, bytes })
             }
@@ -253,6 +283,27 @@ impl Reader {
                 None
             }
         }
+    }
+
+    /// The message that was read last; it stays here until the next one is read.
+    #[inline]
+    #[must_use]
+    pub fn last(&self) -> &[u8] {
+        &self.buffer.as_flattened()[..self.filled]
+    }
+
+    /// Whether there is something to [read](Self::read).
+    #[must_use]
+    pub fn has_next(&self) -> bool {
+        self.words[HEAD_AT].load(Ordering::Acquire) != self.next
+    }
+
+    /// Whether the next message has been overwritten already, so that [`Self::read`] will report what was
+    /// missed.
+    #[must_use]
+    pub fn is_overrun(&self) -> bool {
+        let head = self.words[HEAD_AT].load(Ordering::Acquire);
+        head.wrapping_sub(self.next) > self.shape.mask
     }
 
     /// Goes on with what is half a ring behind the writer: older messages would be gone too before they
@@ -292,6 +343,7 @@ impl Clone for Reader {
         Reader {
             words: Arc::clone(&self.words),
             buffer: vec![[0; WORD]; self.buffer.len()].into(),
+            filled: 0,
             ..*self
         }
     }

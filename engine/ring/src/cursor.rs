@@ -8,15 +8,17 @@
 use crossbeam_utils::CachePadded;
 
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// What one side tells the other.
 #[repr(C)]
 struct Side {
     position: AtomicU64,
     closed: AtomicU32,
+    /// The consumer's: whether it sleeps, or is about to.
+    asleep: AtomicU32,
 }
 
 /// The shared words of a lane, each side's on cache lines of its own.
@@ -33,6 +35,7 @@ impl Indices {
             CachePadded::new(Side {
                 position: AtomicU64::new(start),
                 closed: AtomicU32::new(0),
+                asleep: AtomicU32::new(0),
             })
         };
         Indices {
@@ -53,6 +56,32 @@ impl Indices {
     #[cfg(not(loom))]
     pub(crate) fn consumer_closed(&self) -> bool {
         self.consumer.closed.load(Ordering::Acquire) != 0
+    }
+
+    /// How far the producer says it has published.
+    #[cfg(not(loom))]
+    pub(crate) fn published(&self) -> u64 {
+        self.producer.position.load(Ordering::Acquire)
+    }
+
+    /// How far the consumer says it has read.
+    #[cfg(not(loom))]
+    pub(crate) fn taken(&self) -> u64 {
+        self.consumer.position.load(Ordering::Acquire)
+    }
+
+    /// The consumer goes to sleep, or is awake again. Before it sleeps it must issue a sequentially
+    /// consistent fence, one for all its lanes, and look at them once more.
+    pub(crate) fn set_asleep(&self, asleep: bool) {
+        self.consumer.asleep.store(u32::from(asleep), Ordering::Relaxed);
+    }
+
+    /// For the producer, after it has published: whether it is to wake the consumer. True once a sleep.
+    #[inline]
+    pub(crate) fn take_asleep(&self) -> bool {
+        // With the consumer's fence: either its last look sees what was published, or this sees it asleep.
+        fence(Ordering::SeqCst);
+        self.consumer.asleep.load(Ordering::Relaxed) != 0 && self.consumer.asleep.swap(0, Ordering::Relaxed) != 0
     }
 
     /// The producer has closed and nothing is left behind `head`. The flag is read first: the
@@ -239,6 +268,41 @@ mod tests {
     #[test]
     fn values_arrive_in_order_when_released_one_by_one() {
         check(0, 3, true);
+    }
+
+    /// A consumer that sleeps when it finds nothing is woken by each producer whose lane it armed.
+    #[test]
+    fn no_wake_up_is_lost_between_two_lanes_and_their_reader() {
+        let mut model = loom::model::Builder::new();
+        // All interleavings pass too, in minutes.
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let event = Arc::new(crate::event::Event::new().unwrap());
+            let lanes = [(); 2].map(|()| Arc::new(Indices::new(0)));
+            let producers = lanes.clone().map(|lane| {
+                let event = event.clone();
+                thread::spawn(move || {
+                    let mut cursor = WriteCursor::new(0, CAPACITY);
+                    cursor.stage(1);
+                    cursor.publish(&lane);
+                    if lane.take_asleep() {
+                        event.raise();
+                    }
+                })
+            });
+            let mut cursors = [(); 2].map(|()| ReadCursor::new(0));
+            let mut seen = |lanes: &[Arc<Indices>; 2]| cursors.iter_mut().zip(lanes).all(|(c, l)| c.available(l) == 1);
+            while !seen(&lanes) {
+                lanes.iter().for_each(|lane| lane.set_asleep(true));
+                fence(Ordering::SeqCst);
+                if !seen(&lanes) {
+                    event.wait();
+                }
+                lanes.iter().for_each(|lane| lane.set_asleep(false));
+                event.clear();
+            }
+            producers.map(|p| p.join().unwrap());
+        });
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A flag that a thread can sleep on: an eventfd, or its model under loom.
 
 #[cfg(not(loom))]
-pub(crate) use kernel::Event;
+pub use kernel::Event;
 #[cfg(loom)]
 pub(crate) use model::Event;
 
@@ -12,10 +12,24 @@ mod kernel {
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
     use std::time::Duration;
 
-    pub(crate) struct Event(File);
+    /// A flag that one process raises and another one waits for; see `eventfd(2)`.
+    #[derive(Debug)]
+    pub struct Event(File);
+
+    impl From<OwnedFd> for Event {
+        /// A descriptor that another process gave. Whatever it is, no method blocks on it for good
+        /// if it is non-blocking.
+        fn from(fd: OwnedFd) -> Event {
+            Event(File::from(fd))
+        }
+    }
 
     impl Event {
-        pub(crate) fn new() -> io::Result<Self> {
+        /// Makes a flag that is down.
+        ///
+        /// # Errors
+        /// When the process or the system is out of file descriptors.
+        pub fn new() -> io::Result<Self> {
             // SAFETY: takes no pointers.
             let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
             if fd < 0 {
@@ -25,17 +39,20 @@ mod kernel {
             Ok(Event(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
         }
 
-        pub(crate) fn raise(&self) {
+        /// Raises the flag.
+        pub fn raise(&self) {
             // Fails only when 2^64 - 2 are pending, and then the flag is up anyway.
             let _ = (&self.0).write(&1u64.to_ne_bytes());
         }
 
-        pub(crate) fn clear(&self) {
+        /// Takes the flag down.
+        pub fn clear(&self) {
             // Fails only when the flag is down already.
             let _ = (&self.0).read(&mut [0; 8]);
         }
 
-        pub(crate) fn wait(&self, timeout: Duration) -> bool {
+        /// Waits until the flag is up or the time is over, and says which. A signal may end it early.
+        pub fn wait(&self, timeout: Duration) -> bool {
             let mut fd = libc::pollfd {
                 fd: self.0.as_raw_fd(),
                 events: libc::POLLIN,
@@ -49,7 +66,9 @@ mod kernel {
             unsafe { libc::ppoll(&raw mut fd, 1, &raw const time, std::ptr::null()) > 0 }
         }
 
-        pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        /// The descriptor, readable while the flag is up.
+        #[must_use]
+        pub fn fd(&self) -> BorrowedFd<'_> {
             self.0.as_fd()
         }
     }
@@ -72,12 +91,14 @@ mod model {
             })
         }
 
-        pub(crate) fn raise(&self) {
+        /// Raises the flag.
+        pub fn raise(&self) {
             *self.raised.lock().unwrap() = true;
             self.changed.notify_one();
         }
 
-        pub(crate) fn clear(&self) {
+        /// Takes the flag down.
+        pub fn clear(&self) {
             *self.raised.lock().unwrap() = false;
         }
 

@@ -5,7 +5,10 @@
 //! that covers the rest. The two are published together.
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use crate::cursor::{Indices, ReadCursor, WriteCursor};
 use crate::memory::Region;
@@ -164,6 +167,73 @@ impl Producer {
         self.cursor.publish(self.region.indices());
     }
 
+    /// Makes a lane in a memory file that keeps its size, for the process that opens it with
+    /// [`Consumer::open`] and may do with it what it likes: all that suffers are messages to itself.
+    ///
+    /// # Errors
+    /// When the system is out of memory or file descriptors.
+    pub fn create(capacity_bytes: usize) -> io::Result<(Producer, OwnedFd)> {
+        let capacity = capacity_bytes.clamp(MIN_CAPACITY, MAX_CAPACITY).next_power_of_two();
+        let (region, fd) = Region::shared(capacity)?;
+        Ok((Producer::at_start(region), fd))
+    }
+
+    fn at_start(region: Region) -> Producer {
+        Producer {
+            cursor: WriteCursor::new(0, region.capacity() as u64),
+            region,
+        }
+    }
+
+    /// Opens the writing side of a lane that an engine made with [`Guarded::create`].
+    ///
+    /// # Errors
+    /// A file that is no lane, or not sealed against shrinking.
+    pub fn open(fd: BorrowedFd<'_>) -> io::Result<Producer> {
+        Ok(Producer::at_start(Region::open(fd)?))
+    }
+
+    /// After a commit or flush: whether the consumer sleeps and is to be woken. True once a sleep.
+    #[inline]
+    #[must_use]
+    pub fn take_asleep(&self) -> bool {
+        self.region.indices().take_asleep()
+    }
+
+    /// Bytes that the consumer has taken since the lane was made; grows when it gives room back.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.region.indices().taken()
+    }
+
+    /// A view for another thread that waits on the other side's behalf.
+    #[must_use]
+    pub fn watch(&self) -> LaneWatch {
+        LaneWatch::new(&self.region)
+    }
+
+    /// Whether the consumer has taken all that was published.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.taken() == self.region.indices().published()
+    }
+
+    /// Calls `each` with the messages (tag, bytes) that the consumer has not taken and, as it is gone,
+    /// never will.
+    pub fn into_untaken(self, mut each: impl FnMut(u32, &[u8])) {
+        let taken = self.taken();
+        let mut rest = Consumer {
+            cursor: ReadCursor::new(taken),
+            next: taken,
+            corruption: None,
+            region: self.region.clone(),
+        };
+        rest.drain(usize::MAX, |tag, bytes| {
+            each(tag, bytes);
+            true
+        });
+    }
+
     /// Whether the consumer is gone: nothing written from now on will be read.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -198,6 +268,16 @@ impl Claim<'_> {
     #[inline]
     pub fn commit(self) {
         self.stage_and(WriteCursor::publish);
+    }
+
+    /// As [`Self::commit`]; says whether the consumer sleeps and is to be woken, as
+    /// [`Producer::take_asleep`] does.
+    #[inline]
+    #[must_use]
+    pub fn commit_to_sleeper(self) -> bool {
+        let region = self.region;
+        self.commit();
+        region.indices().take_asleep()
     }
 
     /// Puts the message into the lane, to be published with later ones by [`Producer::flush`] or
@@ -254,6 +334,13 @@ pub struct Entry<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Where an entry's message lies.
+struct Located {
+    offset: usize,
+    len: usize,
+    tag: u32,
+}
+
 /// The reading side of a lane. Dropping it tells the producer that nobody reads any more.
 pub struct Consumer {
     cursor: ReadCursor,
@@ -264,9 +351,45 @@ pub struct Consumer {
 }
 
 impl Consumer {
+    /// Opens the reading side of a lane that an engine made with [`Producer::create`].
+    ///
+    /// # Errors
+    /// A file that is no lane, or not sealed against shrinking.
+    pub fn open(fd: BorrowedFd<'_>) -> io::Result<Consumer> {
+        Ok(Consumer {
+            cursor: ReadCursor::new(0),
+            next: 0,
+            corruption: None,
+            region: Region::open(fd)?,
+        })
+    }
+
+    /// Bytes of the lane that were consumed since it was made.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.cursor.head()
+    }
+
     /// The oldest message, without consuming it; `None` when there is none or the lane is corrupt.
     #[inline]
     pub fn peek(&mut self) -> Option<Entry<'_>> {
+        let Located { offset, len, tag } = self.locate()?;
+        let bytes = self.bytes(offset, len);
+        Some(Entry { tag, bytes })
+    }
+
+    /// A message that [`Self::locate`] has found.
+    #[inline]
+    fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        // SAFETY: `at` checks that the message lies in the region, which `self` keeps alive. The bytes are
+        // initialised and the consumer's until the head moves past them, which takes `&mut self` and so
+        // ends this borrow.
+        unsafe { std::slice::from_raw_parts(self.region.at(offset, len), len) }
+    }
+
+    /// Finds the oldest message and checks that its entry lies in the region.
+    #[inline]
+    fn locate(&mut self) -> Option<Located> {
         let capacity = self.region.capacity();
         let mut head = self.cursor.head();
         let mut available = self.cursor.available(self.region.indices());
@@ -289,19 +412,13 @@ impl Consumer {
                 available -= rest as u64;
                 continue;
             }
-            if length as usize > rest - HEADER || entry_size(length as usize) as u64 > available {
+            let len = length as usize;
+            if len > rest - HEADER || entry_size(len) as u64 > available {
                 return self.corrupt(head, available, length);
             }
-            let size = entry_size(length as usize);
-            self.next = head.wrapping_add(size as u64);
-            let message = self.region.at(offset, size).wrapping_add(HEADER);
-            return Some(Entry {
-                tag,
-                // SAFETY: `at` checked that the entry lies in the region, which `self` keeps alive.
-                // The bytes are initialised and the consumer's until the head moves past them,
-                // which takes `&mut self` and so ends this borrow.
-                bytes: unsafe { std::slice::from_raw_parts(message, length as usize) },
-            });
+            self.next = head.wrapping_add(entry_size(len) as u64);
+            let offset = offset + HEADER;
+            return Some(Located { offset, len, tag });
         }
         self.corrupt(head, available, FILLER)
     }
@@ -309,15 +426,12 @@ impl Consumer {
     /// Reads the header word at `offset`, once, whatever the other side does to it meanwhile.
     #[inline]
     fn header_at(&self, offset: usize) -> u64 {
-        let word = self.region.at(offset, HEADER).cast::<u64>();
-        // SAFETY: in the region (checked by `at`) and initialised; aligned, because the consumer's own
-        // position only moves by whole entries. A producer that keeps to the protocol does not write
-        // the word now; volatile keeps the read single if one does.
-        unsafe { word.read_volatile() }
+        // The consumer's own position only moves by whole entries, so the offset is a multiple of 8.
+        self.region.words(offset, HEADER)[0].load(Ordering::Relaxed)
     }
 
     #[cold]
-    fn corrupt(&mut self, position: u64, available: u64, length: u32) -> Option<Entry<'_>> {
+    fn corrupt(&mut self, position: u64, available: u64, length: u32) -> Option<Located> {
         self.corruption = Some(Corruption {
             position,
             available,
@@ -375,6 +489,10 @@ impl Drop for Consumer {
         self.region.indices().close_consumer();
     }
 }
+
+mod guarded;
+
+pub use guarded::{Guarded, LaneWatch};
 
 #[cfg(test)]
 mod tests;

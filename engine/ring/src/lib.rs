@@ -20,6 +20,10 @@ mod words;
 
 pub use bell::Doorbell;
 #[cfg(not(loom))]
-pub use broadcast::{Broadcaster, MAX_MESSAGE, MAX_SLOTS, Read, Reader, TooLarge, broadcast};
+pub use broadcast::{BroadcastWatch, Broadcaster, MAX_MESSAGE, MAX_SLOTS, Read, Reader, TooLarge, broadcast};
 #[cfg(not(loom))]
-pub use lane::{Claim, Consumer, Corruption, Entry, LaneError, MAX_CAPACITY, MIN_CAPACITY, Producer, lane};
+pub use event::Event;
+#[cfg(not(loom))]
+pub use lane::{
+    Claim, Consumer, Corruption, Entry, Guarded, LaneError, LaneWatch, MAX_CAPACITY, MIN_CAPACITY, Producer, lane,
+};

@@ -1,12 +1,17 @@
 //! The memory of a lane: the shared positions, then `capacity` bytes of entries.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::cursor::Indices;
+use crate::lane::{MAX_CAPACITY, MIN_CAPACITY};
+use crate::words::Mapping;
 
-/// One allocation, `Indices` first. Offsets into the entries are checked here; who may touch which
+/// One allocation or mapping, `Indices` first. Offsets into the entries are checked here; who may touch which
 /// bytes when is the business of the cursors. A clone is the same memory.
 #[derive(Clone)]
 pub(crate) struct Region {
@@ -16,7 +21,13 @@ pub(crate) struct Region {
     _memory: Arc<Memory>,
 }
 
-struct Memory {
+#[expect(dead_code, reason = "held to be dropped")]
+enum Memory {
+    Own(Allocation),
+    Mapped(Mapping),
+}
+
+struct Allocation {
     base: NonNull<u8>,
     layout: Layout,
 }
@@ -28,6 +39,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 const HEADER: usize = size_of::<Indices>();
+const WORD: usize = size_of::<AtomicU64>();
 const _: () = assert!(HEADER.is_multiple_of(8), "entries start 8-byte aligned");
 
 impl Region {
@@ -46,11 +58,37 @@ impl Region {
             base.add(HEADER).write_bytes(0, capacity);
             base.cast::<Indices>().write(Indices::new(start));
         }
-        let memory = Arc::new(Memory { base, layout });
         Region {
             base,
             capacity,
-            _memory: memory,
+            _memory: Arc::new(Memory::Own(Allocation { base, layout })),
+        }
+    }
+
+    /// Makes a region in a memory file that another process may write too. Sizes as in [`Self::new`].
+    pub(crate) fn shared(capacity: usize) -> io::Result<(Self, OwnedFd)> {
+        // What is mapped is zero, and so are the positions of a lane that starts at 0.
+        let (mapping, fd) = Mapping::create((HEADER + capacity) / WORD, true)?;
+        Ok((Self::mapped(mapping, capacity), fd))
+    }
+
+    /// Maps a region that [`Self::shared`] made.
+    pub(crate) fn open(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let mapping = Mapping::open(fd, true)?;
+        let capacity = (mapping.words().1 * WORD).checked_sub(HEADER);
+        match capacity {
+            Some(n) if n.is_power_of_two() && (MIN_CAPACITY..=MAX_CAPACITY).contains(&n) => {
+                Ok(Self::mapped(mapping, n))
+            }
+            _ => Err(io::Error::other("this memory holds no lane")),
+        }
+    }
+
+    fn mapped(mapping: Mapping, capacity: usize) -> Self {
+        Region {
+            base: mapping.words().0.cast(),
+            capacity,
+            _memory: Arc::new(Memory::Mapped(mapping)),
         }
     }
 
@@ -65,7 +103,8 @@ impl Region {
 
     #[inline]
     pub(crate) fn indices(&self) -> &Indices {
-        // SAFETY: written in `new`, valid as long as the region, and only ever shared.
+        // SAFETY: written in `new`, or all zero in a new mapping, which starts a page; it is made of atomics,
+        // for which any bits are valid, lives as long as the region, and is only ever shared.
         unsafe { self.base.cast::<Indices>().as_ref() }
     }
 
@@ -79,14 +118,26 @@ impl Region {
         // SAFETY: offset is at most capacity, so the result is inside or at the end of the allocation.
         unsafe { self.base.add(HEADER + offset).as_ptr() }
     }
+
+    /// The same bytes as words that somebody else may be writing. `offset` and `len` are multiples of 8.
+    #[inline]
+    pub(crate) fn words(&self, offset: usize, len: usize) -> &[AtomicU64] {
+        let first = self.at(offset, len).cast::<AtomicU64>();
+        debug_assert!(first.is_aligned());
+        // SAFETY: `at` checked that the bytes lie in the region; entries start aligned and `offset` is a
+        // multiple of 8. They are initialised and reached as atomics as long as the slice lives: the
+        // other side of a lane that keeps to the protocol does not touch them, one in another process
+        // that does not is beyond the language.
+        unsafe { std::slice::from_raw_parts(first, len / WORD) }
+    }
 }
 
 // SAFETY: nothing but the destructor reaches the allocation through this, on whichever thread is last.
-unsafe impl Send for Memory {}
+unsafe impl Send for Allocation {}
 // SAFETY: as above; it has no methods.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Allocation {}
 
-impl Drop for Memory {
+impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: allocated in `Region::new` with the same layout; Indices has no destructor.
         unsafe { dealloc(self.base.as_ptr(), self.layout) }

@@ -38,23 +38,24 @@ fn ready(number: u64) -> u64 {
     busy(number).wrapping_add(1)
 }
 
-/// Writes message `number`, which fits the slot.
+/// Writes message `number`, which fits the slot: `head` and then `message`.
 #[inline]
-pub(crate) fn write(slot: &[AtomicU64], number: u64, tag: u32, message: &[u8]) {
+pub(crate) fn write(slot: &[AtomicU64], number: u64, tag: u32, head: &[[u8; WORD]], message: &[u8]) {
     // Release: who sees this stamp also sees how far the writer was when it took the slot.
     slot[0].store(busy(number), Ordering::Release);
     // With the reader's fence: who reads a word stored below finds the stamp above, or a later one.
     fence(Ordering::Release);
-    slot[1].store(message.len() as u64 | u64::from(tag) << 32, Ordering::Relaxed);
+    let len = size_of_val(head) + message.len();
+    slot[1].store(len as u64 | u64::from(tag) << 32, Ordering::Relaxed);
     let (whole, rest) = message.as_chunks::<WORD>();
-    let words = &slot[HEADER..][..message.len().div_ceil(WORD)];
-    for (word, bytes) in words.iter().zip(whole) {
+    let words = &slot[HEADER..][..len.div_ceil(WORD)];
+    for (word, bytes) in words.iter().zip(head.iter().chain(whole)) {
         word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
     }
     if !rest.is_empty() {
         let mut bytes = [0; WORD];
         bytes[..rest.len()].copy_from_slice(rest);
-        words[whole.len()].store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        words[head.len() + whole.len()].store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
     }
     slot[0].store(ready(number), Ordering::Release);
 }
@@ -88,6 +89,25 @@ fn load(pair: &[AtomicU64; 2]) -> [[u8; WORD]; 2] {
     }
 }
 
+/// Copies at most `pairs` pairs of words that somebody may be writing.
+#[inline]
+fn copy(words: &[AtomicU64], out: &mut [[u8; WORD]], pairs: usize) {
+    let words = words.as_chunks::<2>().0;
+    for (bytes, pair) in out.as_chunks_mut::<2>().0.iter_mut().zip(words).take(pairs) {
+        *bytes = load(pair);
+    }
+}
+
+/// Copies words that somebody may be writing to the start of `out`, which is at least as long.
+#[inline]
+#[cfg(not(loom))]
+pub(crate) fn copy_words(words: &[AtomicU64], out: &mut [[u8; WORD]]) {
+    copy(words, out, words.len() / 2);
+    if let (true, Some(last)) = (words.len() % 2 == 1, words.last()) {
+        out[words.len() - 1] = last.load(Ordering::Relaxed).to_ne_bytes();
+    }
+}
+
 /// Copies message `number` to the start of `out`, which is as long as the slot's messages may be.
 /// What it leaves there is of use only if it returns [`Found::Message`].
 #[inline]
@@ -99,10 +119,7 @@ pub(crate) fn read(slot: &[AtomicU64], number: u64, out: &mut [[u8; WORD]]) -> F
     let word = slot[1].load(Ordering::Relaxed);
     let (length, tag) = (word as u32, (word >> 32) as u32);
     let pairs = (length as usize).div_ceil(2 * WORD);
-    let words = slot[HEADER..].as_chunks::<2>().0;
-    for (bytes, pair) in out.as_chunks_mut::<2>().0.iter_mut().zip(words).take(pairs) {
-        *bytes = load(pair);
-    }
+    copy(&slot[HEADER..], out, pairs);
     // With the writer's fence: a word above from a later message shows in the stamp below.
     fence(Ordering::Acquire);
     let stamp = slot[0].load(Ordering::Acquire);
@@ -140,7 +157,7 @@ mod tests {
                 let (ring, head) = (ring.clone(), head.clone());
                 move || {
                     for number in 0..messages {
-                        write(&ring[..], number, number as u32, &[number as u8 + 1; WORD]);
+                        write(&ring[..], number, number as u32, &[], &[number as u8 + 1; WORD]);
                         head.store(number + 1, Ordering::Release);
                     }
                 }

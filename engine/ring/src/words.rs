@@ -71,9 +71,9 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Makes a memory file of `count` words that keeps its size, mapped for writing here and by nobody
-    /// later.
-    pub(crate) fn create(count: usize) -> io::Result<(Mapping, OwnedFd)> {
+    /// Makes a memory file of `count` words that keeps its size, mapped for writing here, and later by
+    /// whoever gets the descriptor if `others_write`.
+    pub(crate) fn create(count: usize, others_write: bool) -> io::Result<(Mapping, OwnedFd)> {
         // SAFETY: the name is a string that ends with a zero.
         let fd = check(unsafe {
             libc::memfd_create(c"seqcast-ring".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
@@ -84,17 +84,18 @@ impl Mapping {
         // SAFETY: takes no pointers. It reserves the memory now: a page missing later would be SIGBUS.
         check(unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, bytes as libc::off_t) })?;
         let mapping = Mapping::new(fd.as_fd(), count, libc::PROT_READ | libc::PROT_WRITE)?;
-        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+        let size = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        let seals = size | if others_write { 0 } else { libc::F_SEAL_FUTURE_WRITE };
         // SAFETY: takes no pointers.
         check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
         Ok((mapping, fd))
     }
 
-    /// Maps all of a memory file for reading.
+    /// Maps all of a memory file, for reading or also for writing.
     ///
     /// # Errors
-    /// A file that could shrink under the reader, or that is no whole number of words.
-    pub(crate) fn open(fd: BorrowedFd<'_>) -> io::Result<Mapping> {
+    /// A file that could shrink under its user, or that may not be written.
+    pub(crate) fn open(fd: BorrowedFd<'_>, write: bool) -> io::Result<Mapping> {
         // SAFETY: takes no pointers.
         let seals = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })?;
         if seals & libc::F_SEAL_SHRINK == 0 {
@@ -107,7 +108,13 @@ impl Mapping {
         // SAFETY: `stat` is live.
         check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) })?;
         let bytes = usize::try_from(stat.st_size).unwrap_or(0);
-        Mapping::new(fd, bytes / size_of::<AtomicU64>(), libc::PROT_READ)
+        let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
+        Mapping::new(fd, bytes / size_of::<AtomicU64>(), protection)
+    }
+
+    /// Address and number of the words.
+    pub(crate) fn words(&self) -> (NonNull<AtomicU64>, usize) {
+        (self.base, self.count)
     }
 
     fn new(fd: BorrowedFd<'_>, count: usize, protection: libc::c_int) -> io::Result<Mapping> {
@@ -129,6 +136,11 @@ impl Mapping {
         Ok(Mapping { base, count })
     }
 }
+
+// SAFETY: the mapping is owned and lives until dropped; what reaches it keeps accesses apart.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {

@@ -12,17 +12,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use seqcast_proto::io::Application;
 use seqcast_proto::lines::Line;
+use seqcast_proto::seal::TRAILER;
 use seqcast_proto::server::Source as MessageSource;
 use seqcast_proto::time::{Nanos, Now};
-use seqcast_proto::wire::{Kind, endpoints_over, peek};
+use seqcast_proto::wire::{Kind, endpoints_over, max_message, peek};
 use seqcast_ring::{Consumer, Doorbell};
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::link::{Datagram, Link};
 use crate::prefetch;
+use crate::programs::{Desks, Hub, Wakers};
 use crate::report::{CycleReport, Report};
 
+mod catch_up;
 mod filter;
 mod guard;
 mod idle;
@@ -94,6 +97,8 @@ pub struct Node<L: Link> {
     subscribe: Vec<Subscribe<L::Frame>>,
     record: Vec<Record>,
     memberships: Memberships,
+    /// Programs beside the engine.
+    hub: Option<Hub>,
     inbox: Vec<Datagram<L::Frame>>,
     stop: StopRequests,
     stopping: bool,
@@ -139,13 +144,25 @@ impl<L: Link> Node<L> {
             .iter()
             .map(|c| Record::open(c, &setting))
             .collect::<Result<Vec<_>>>()?;
+        let mut desks = match &config.programs {
+            Some(programs) => Some(Desks::new(programs.ring.0, &bell).context("cannot make an event descriptor")?),
+            None => None,
+        };
         let mut subscribe: Vec<Subscribe<L::Frame>> = Vec::with_capacity(config.subscribe.len());
         let mut before = None;
         for one in &config.subscribe {
             let same_table = before.replace(one.table) == Some(one.table);
             let shared = subscribe.last().filter(|_| same_table).and_then(Subscribe::sink);
             let handler = take(&mut programs.handlers, one.stream);
-            subscribe.push(Subscribe::open(one, &setting, handler, shared)?);
+            let ring = match desks.as_mut().filter(|_| one.sink.program && handler.is_none()) {
+                Some(desks) => Some(
+                    desks
+                        .ring(one.stream, link.max_payload())
+                        .with_context(|| format!("[[subscribe]] {}: cannot make the ring for programs", one.stream))?,
+                ),
+                None => None,
+            };
+            subscribe.push(Subscribe::open(one, &setting, handler, shared, ring)?);
         }
         let mut joined: Vec<SocketAddrV4> = config.archive.iter().flat_map(|c| c.lines.groups(c.stream)).collect();
         joined.extend(config.subscribe.iter().flat_map(|c| c.lines.groups(c.stream)));
@@ -166,12 +183,21 @@ impl<L: Link> Node<L> {
         for group in &joined {
             link.join(*group).with_context(|| format!("cannot join {group}"))?;
         }
-        let mut publish = config
-            .publish
-            .iter()
-            .map(|c| Publish::open(c, &setting, programs.feed(c.stream)))
-            .collect::<Result<Vec<_>>>()?;
+        let mut publish = Vec::with_capacity(config.publish.len());
+        for one in &config.publish {
+            let mut feed = programs.feed(one.stream);
+            if let Some(desks) = desks.as_mut().filter(|_| one.source.program && feed.is_none()) {
+                let sealed = guards.seal(crate::stream_id(one.stream, one.id)).is_some();
+                let max = max_message(link.max_payload() - if sealed { TRAILER } else { 0 });
+                feed = Some(Feed::Attached(desks.lanes(one.stream, max)));
+            }
+            publish.push(Publish::open(one, &setting, feed)?);
+        }
         start_sources(config, &mut publish, &setting, &mut guards)?;
+        let hub = match (&config.programs, desks) {
+            (Some(programs), Some(desks)) => Some(Hub::start(programs, desks, Arc::clone(&bell), &config.engine.name)?),
+            _ => None,
+        };
         groups.retain(|g| config.publish.iter().any(|c| c.stream == *g || c.lines.b == Some(*g)));
         let answered = config.archive.iter().map(|c| (c.stream, c.lines.b));
         let mirrored = config.publish.iter().map(|c| (c.stream, c.lines.b)).chain(answered);
@@ -191,6 +217,7 @@ impl<L: Link> Node<L> {
             subscribe,
             record,
             memberships,
+            hub,
             inbox: Vec::with_capacity(RECEIVE_BATCH),
             stop,
             stopping: false,
@@ -212,6 +239,7 @@ impl<L: Link> Node<L> {
             publications: self.publish.iter().map(Publish::report).collect(),
             archives: self.record.iter().map(Record::report).collect(),
             trust: self.guards.report(),
+            programs: self.hub.as_ref().map(Hub::report),
         }
     }
 
@@ -226,6 +254,12 @@ impl<L: Link> Node<L> {
     pub fn backpressure(&self, stream: SocketAddrV4) -> Option<Backpressure> {
         let publish = self.publish.iter().find(|p| p.group() == stream);
         publish.map(Publish::backpressure)
+    }
+
+    /// Where programs of this process find the engine; only with `[programs]`.
+    #[must_use]
+    pub fn programs(&self) -> Option<seqcast_client::Engine> {
+        self.hub.as_ref().map(Hub::engine)
     }
 
     /// What the link really is.
@@ -277,7 +311,7 @@ impl<L: Link> Node<L> {
             self.link.flush().context("the link failed to send")?;
         }
         let received = self.receive(now)?;
-        if received > 0 || now.mono >= self.due {
+        if received > 0 || now.mono >= self.due || self.hub.is_some() && self.has_news() {
             sent += self.turns(now);
         }
         self.link.flush().context("the link failed to send")?;
@@ -286,6 +320,10 @@ impl<L: Link> Node<L> {
         let worked = received > 0 || sent > 0 || !self.local.is_empty();
         self.cycle.busy += u64::from(worked);
         Ok(worked)
+    }
+
+    fn has_news(&self) -> bool {
+        self.subscribe.iter().any(Subscribe::has_news)
     }
 
     /// For a program that drives the engine with [`Node::poll`] when a turn found nothing to do: looks
@@ -432,7 +470,12 @@ impl<L: Link> Node<L> {
     /// whether the engine is done.
     fn look_around(&mut self, now: Now) -> Result<bool> {
         let requests = self.stop.load(Ordering::Relaxed);
-        self.stopping |= requests > 0;
+        if requests > 0 && !self.stopping {
+            self.stopping = true;
+            if let Some(hub) = &self.hub {
+                hub.close();
+            }
+        }
         self.memberships
             .look(now.mono, &mut self.link)
             .context("cannot join a group again")?;
@@ -474,13 +517,22 @@ impl<L: Link> Node<L> {
 
     fn sleep(&mut self, now: Now, longest: Duration) -> Result<()> {
         self.bell.arm();
-        let waiting = self.publish.iter_mut().any(|p| p.has_messages(now));
+        if self.hub.is_some() {
+            self.publish.iter().for_each(|p| p.set_asleep(true));
+        }
+        let waiting = self.publish.iter_mut().any(|p| p.has_messages(now)) || self.has_news();
         let pause = Duration::from_nanos(self.due.saturating_sub(now.mono)).min(longest);
         if !waiting && !pause.is_zero() {
             self.cycle.sleeps += 1;
-            self.link
-                .wait(self.bell.fd(), pause)
-                .context("the link failed to wait")?;
+            let wakers = self.hub.as_ref().map(Hub::wakers);
+            let wake = wakers.map_or_else(|| self.bell.fd(), Wakers::fd);
+            self.link.wait(wake, pause).context("the link failed to wait")?;
+            if let Some(wakers) = wakers {
+                wakers.forget();
+            }
+        }
+        if self.hub.is_some() {
+            self.publish.iter().for_each(|p| p.set_asleep(false));
         }
         self.bell.disarm();
         Ok(())

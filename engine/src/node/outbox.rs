@@ -33,18 +33,37 @@ impl<F: AsRef<[u8]>> AsRef<[u8]> for Frame<F> {
                 let bytes = frame.as_ref();
                 &bytes[..bytes.len() - TRAILER]
             }
-            Frame::Local(frame) => &frame.bytes[..frame.len],
+            Frame::Local(frame) => frame.as_ref(),
         }
     }
 }
 
-type Buffers = Rc<RefCell<Vec<Box<[u8]>>>>;
+pub(super) type Buffers = Rc<RefCell<Vec<Box<[u8]>>>>;
 
 /// A frame in the engine's own memory; dropping it gives the memory back.
 pub(super) struct LocalFrame {
     bytes: Box<[u8]>,
     len: usize,
     free: Buffers,
+}
+
+impl LocalFrame {
+    /// A copy of a frame in one of these buffers; `None` when none is free, or it is too short.
+    pub(super) fn copy(free: &Buffers, frame: &[u8]) -> Option<LocalFrame> {
+        let mut bytes = free.borrow_mut().pop_if(|bytes| bytes.len() >= frame.len())?;
+        bytes[..frame.len()].copy_from_slice(frame);
+        Some(LocalFrame {
+            bytes,
+            len: frame.len(),
+            free: Rc::clone(free),
+        })
+    }
+}
+
+impl AsRef<[u8]> for LocalFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 impl Drop for LocalFrame {

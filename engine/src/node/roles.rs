@@ -22,6 +22,7 @@ use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::{Message, max_message};
 use seqcast_ring::{Consumer, Doorbell};
 
+use super::catch_up::CatchUps;
 use super::filter::{Filter, Wanted};
 use super::guard::Guards;
 use super::outbox::{Frame, Out};
@@ -34,6 +35,7 @@ use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
 use crate::feed::subject::Router;
 use crate::link::Link;
+use crate::programs::{Lanes, RingWriter};
 use crate::report::{
     ArchiveReport, Latency, LineReport, MoldSinkReport, MoldSourceReport, PublicationReport, SubscriptionReport,
 };
@@ -72,6 +74,8 @@ pub(super) enum Feed {
     Lane(Consumer),
     /// A program on the engine's own thread.
     Pull(Box<dyn MessageSource>),
+    /// Programs that come and go, each through a lane of its own.
+    Attached(Lanes),
 }
 
 impl Feed {
@@ -79,7 +83,7 @@ impl Feed {
         match self {
             Feed::Thread(source) => Some(&mut source.lane),
             Feed::Lane(lane) => Some(lane),
-            Feed::Pull(_) => None,
+            Feed::Pull(_) | Feed::Attached(_) => None,
         }
     }
 
@@ -88,8 +92,10 @@ impl Feed {
         if let Some(lane) = self.lane() {
             lane.flush();
         }
-        if let Feed::Thread(source) = self {
-            source.room.ring();
+        match self {
+            Feed::Thread(source) => source.room.ring(),
+            Feed::Attached(lanes) => lanes.flush(),
+            Feed::Lane(_) | Feed::Pull(_) => {}
         }
     }
 
@@ -103,7 +109,7 @@ impl Feed {
     fn join(self) -> std::io::Result<()> {
         match self {
             Feed::Thread(source) => source.join(),
-            Feed::Lane(_) | Feed::Pull(_) => Ok(()),
+            Feed::Lane(_) | Feed::Pull(_) | Feed::Attached(_) => Ok(()),
         }
     }
 }
@@ -115,6 +121,7 @@ impl MessageSource for Feed {
             Feed::Thread(source) => &mut source.lane,
             Feed::Lane(lane) => lane,
             Feed::Pull(program) => return program.peek(),
+            Feed::Attached(lanes) => return lanes.peek(),
         };
         let entry = lane.peek()?;
         // The tag is the length of the subject in front of the payload.
@@ -128,12 +135,14 @@ impl MessageSource for Feed {
             Feed::Thread(source) => source.lane.advance(),
             Feed::Lane(lane) => lane.advance(),
             Feed::Pull(program) => program.advance(),
+            Feed::Attached(lanes) => lanes.advance(),
         }
     }
 
     fn pack(&mut self, room: &mut [u8], most: u16) -> Packed {
         match self {
             Feed::Pull(program) => program.pack(room, most),
+            Feed::Attached(lanes) => pack(lanes, room, most),
             Feed::Thread(_) | Feed::Lane(_) => pack(self, room, most),
         }
     }
@@ -143,6 +152,7 @@ impl MessageSource for Feed {
             Feed::Thread(source) => source.is_finished(),
             Feed::Lane(lane) => lane.is_finished(),
             Feed::Pull(program) => program.is_finished(),
+            Feed::Attached(_) => false,
         }
     }
 }
@@ -238,7 +248,7 @@ impl Publish {
             .with_context(what)?;
         if config.source.program && program.is_none() {
             bail!(
-                "{}: `source = {{ program = true }}`, but no program feeds this stream",
+                "{}: `source = {{ program = true }}`, but no program feeds this stream, and without [programs] none can attach",
                 what()
             )
         }
@@ -297,6 +307,13 @@ impl Publish {
     /// Whether messages wait that could be sent.
     pub(super) fn has_messages(&mut self, now: Now) -> bool {
         now.mono >= self.retry_at && self.source.as_mut().is_some_and(|s| s.peek().is_some())
+    }
+
+    /// Before and after a sleep: attached programs wake the engine.
+    pub(super) fn set_asleep(&self, asleep: bool) {
+        if let Some(Feed::Attached(lanes)) = &self.source {
+            lanes.set_asleep(asleep);
+        }
     }
 
     /// One turn: how many messages were sent, and when the next turn is due.
@@ -561,6 +578,8 @@ pub(super) struct Subscribe<F> {
     stream: Stream,
     client: Client<Frame<F>>,
     app: Outlet,
+    /// Programs that fetch what they missed; only with a ring.
+    catch_ups: Option<CatchUps>,
     exit_at_end: bool,
 }
 
@@ -598,6 +617,8 @@ enum Target {
     Sink(Rc<RefCell<Sink>>),
     /// A handler in this process, which sees the bytes in the receive frame.
     Handler(Box<dyn Application>),
+    /// Programs that come and go.
+    Ring(RingWriter),
 }
 
 /// Latencies above a minute count as one.
@@ -615,6 +636,7 @@ impl Application for Outlet {
                 .borrow_mut()
                 .put(delivery, std::iter::once(delivery.block))
                 .then(|| Wanted::all(&delivery.block)),
+            (Target::Ring(ring), _) => ring.deliver(delivery).then(|| Wanted::all(&delivery.block)),
             (Target::Handler(handler), _) => handler.deliver(delivery).then(|| Wanted::all(&delivery.block)),
         };
         let Some(wanted) = taken else { return false };
@@ -627,8 +649,10 @@ impl Application for Outlet {
     }
 
     fn event(&mut self, event: Event) {
-        if let Target::Handler(handler) = &mut self.target {
-            handler.event(event);
+        match &mut self.target {
+            Target::Handler(handler) => handler.event(event),
+            Target::Ring(ring) => ring.event(event),
+            Target::Sink(_) => {}
         }
         // Gaps are counted; the rest is rare and of interest to an operator.
         let text = match event {
@@ -677,13 +701,14 @@ fn report_lines(lines: Option<&Lines>, groups: [SocketAddrV4; 2]) -> Vec<LineRep
 }
 
 impl<F: AsRef<[u8]>> Subscribe<F> {
-    /// Opens the sink, unless a handler in this process takes the messages, or a stream of the same
-    /// table has opened it: `shared`.
+    /// Opens the sink, unless a handler in this process or a ring for programs takes the messages, or a
+    /// stream of the same table has opened it: `shared`.
     pub(super) fn open(
         config: &config::Subscribe,
         with: &Setting<'_>,
         handler: Option<Box<dyn Application>>,
         shared: Option<Rc<RefCell<Sink>>>,
+        ring: Option<RingWriter>,
     ) -> Result<Subscribe<F>> {
         let stream = stream_id(config.stream, config.id);
         let what = || format!("[[subscribe]] {}", config.stream);
@@ -693,23 +718,31 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             name,
             interval: Duration::from_millis(config.sync_ms),
         });
-        let target = match (handler, shared) {
-            (Some(handler), _) => Target::Handler(handler),
-            (None, Some(sink)) => Target::Sink(sink),
-            (None, None) if config.sink.program => {
+        let desk = ring.as_ref().map(|ring| Arc::clone(ring.desk()));
+        let target = match (handler, shared, ring) {
+            (Some(handler), ..) => Target::Handler(handler),
+            (None, Some(sink), _) => Target::Sink(sink),
+            (None, None, Some(_)) if config.delivery == config::Delivery::OnArrival => {
                 bail!(
-                    "{}: `sink = {{ program = true }}`, but no handler takes this stream",
+                    "{}: programs that attach get messages in order: leave out `delivery`",
                     what()
                 )
             }
-            (None, None) => {
+            (None, None, Some(ring)) => Target::Ring(ring),
+            (None, None, None) if config.sink.program => {
+                bail!(
+                    "{}: `sink = {{ program = true }}`, but no handler takes this stream, and without [programs] none can attach",
+                    what()
+                )
+            }
+            (None, None, None) => {
                 let sink = Sink::start(&config.sink, stream, durable.as_ref(), Arc::clone(&with.bell));
                 Target::Sink(Rc::new(RefCell::new(sink.with_context(what)?)))
             }
         };
         let resume = match &target {
             Target::Sink(sink) => sink.borrow().resume(),
-            Target::Handler(_) => None,
+            Target::Handler(_) | Target::Ring(_) => None,
         };
         if let Some((session, seq)) = resume {
             eprintln!(
@@ -749,6 +782,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             lines: config.lines,
             stream,
             client: Client::new(client, with.now.mono),
+            catch_ups: desk.map(|desk| CatchUps::new(desk, client, with.max_frame)),
             app: Outlet {
                 name: name.into(),
                 group: config.stream,
@@ -776,6 +810,9 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
         self.app.now = now;
         // What this engine's own server sends takes no line.
         let line = self.lines.of(to).filter(|_| !matches!(frame, Frame::Local(_)));
+        if let Some(catch_ups) = self.catch_ups.as_mut().filter(|c| !c.is_idle()) {
+            catch_ups.on_frame(now, line, from, frame.as_ref());
+        }
         match line {
             Some(line) => self.client.on_line_frame(now, line, from, frame, &mut self.app),
             None => self.client.on_frame(now, from, frame, &mut self.app),
@@ -786,17 +823,28 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     pub(super) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
         self.app.now = now;
         let due = self.client.poll(now, &mut self.app, out);
-        if let Target::Sink(sink) = &self.app.target {
-            sink.borrow_mut().ring();
+        match &mut self.app.target {
+            Target::Sink(sink) => sink.borrow_mut().ring(),
+            Target::Ring(ring) => ring.ring(),
+            Target::Handler(_) => {}
         }
-        due
+        match &mut self.catch_ups {
+            Some(catch_ups) => due.min(catch_ups.turn(now, out)),
+            None => due,
+        }
+    }
+
+    /// Whether a program wants to catch up, or is done with it.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.catch_ups.as_ref().is_some_and(CatchUps::has_news)
     }
 
     /// The sink, for other streams of the same table.
     pub(super) fn sink(&self) -> Option<Rc<RefCell<Sink>>> {
         match &self.app.target {
             Target::Sink(sink) => Some(Rc::clone(sink)),
-            Target::Handler(_) => None,
+            Target::Handler(_) | Target::Ring(_) => None,
         }
     }
 
@@ -853,7 +901,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     pub(super) fn close(self) -> Result<()> {
         let last = match self.app.target {
             Target::Sink(sink) => Rc::into_inner(sink).map(RefCell::into_inner),
-            Target::Handler(_) => None,
+            Target::Handler(_) | Target::Ring(_) => None,
         };
         last.map_or(Ok(()), Sink::finish)
             .with_context(|| format!("[[subscribe]] {}", self.group))

@@ -153,7 +153,7 @@ mod shared {
 
     #[test]
     fn memory_that_is_no_ring_is_refused() {
-        let (_mapping, fd) = Mapping::create(4096).unwrap();
+        let (_mapping, fd) = Mapping::create(4096, false).unwrap();
         let error = Reader::open(fd.as_fd()).err().unwrap().to_string();
         assert!(error.contains("no broadcast ring"), "{error}");
         let pipe = std::io::pipe().unwrap().0;

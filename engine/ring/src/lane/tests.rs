@@ -241,3 +241,169 @@ fn two_threads_pass_every_message_in_order() {
     assert_eq!(expected, count);
     writer.join().unwrap();
 }
+
+#[cfg(not(miri))] // Miri has no memory files
+mod shared {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn read(lane: &mut Guarded) -> Vec<(u32, Vec<u8>)> {
+        let mut all = Vec::new();
+        while let Some(entry) = lane.peek() {
+            all.push((entry.tag, entry.bytes.to_vec()));
+            lane.advance();
+        }
+        lane.flush();
+        all
+    }
+
+    #[test]
+    fn messages_pass_between_two_mappings() {
+        let (mut lane, fd) = Guarded::create(1 << 12, 100).unwrap();
+        let mut producer = Producer::open(fd.as_fd()).unwrap();
+        for round in 0..200u32 {
+            let message = vec![round as u8; round as usize % 101];
+            producer.try_push(round, &[&message]).unwrap();
+            assert!(!producer.is_drained());
+            assert_eq!(read(&mut lane), [(round, message)]);
+            assert!(producer.is_drained());
+        }
+        drop(producer);
+        assert!(lane.is_finished() && lane.corruption().is_none());
+    }
+
+    #[test]
+    fn a_lane_takes_messages_of_the_stated_length_and_calls_longer_ones_corrupt() {
+        let (mut lane, fd) = Guarded::create(0, 1000).unwrap();
+        let mut producer = Producer::open(fd.as_fd()).unwrap();
+        producer.try_push(1, &[&[7; 1000]]).unwrap();
+        assert_eq!(read(&mut lane).len(), 1);
+        producer.try_push(1, &[&[7; 1001]]).unwrap();
+        assert!(lane.peek().is_none() && lane.is_finished());
+        assert_eq!(lane.corruption().unwrap().length, 1001);
+    }
+
+    #[test]
+    fn what_is_lent_does_not_change_under_the_reader() {
+        let (mut lane, fd) = Guarded::create(1 << 12, 64).unwrap();
+        let mut producer = Producer::open(fd.as_fd()).unwrap();
+        producer.try_push(3, &[b"checked"]).unwrap();
+        assert_eq!(lane.peek().unwrap().bytes, b"checked");
+        // SAFETY: inside the region, which no other thread touches.
+        unsafe { producer.region.at(0, 16).write_bytes(0xff, 16) };
+        assert_eq!(lane.peek().unwrap().bytes, b"checked");
+    }
+
+    #[test]
+    fn of_a_dead_producer_what_it_published_is_read_and_nothing_after() {
+        let (mut lane, fd) = Guarded::create(1 << 12, 64).unwrap();
+        let mut producer = Producer::open(fd.as_fd()).unwrap();
+        producer.try_push(1, &[b"whole"]).unwrap();
+        let mut claim = producer.try_claim(20).unwrap();
+        claim.fill(0xee);
+        std::mem::forget(claim);
+        lane.end_here();
+        assert!(!lane.is_finished());
+        // Somebody else still has the memory.
+        producer.try_push(2, &[b"late"]).unwrap();
+        assert_eq!(read(&mut lane), [(1, b"whole".to_vec())]);
+        assert!(lane.is_finished() && lane.corruption().is_none());
+    }
+
+    #[test]
+    fn a_producer_finds_what_was_not_taken() {
+        for before in 0..50 {
+            let (mut lane, fd) = Guarded::create(256, 64).unwrap();
+            let mut producer = Producer::open(fd.as_fd()).unwrap();
+            for _ in 0..before {
+                producer.try_push(9, &[&[9; 24]]).unwrap();
+                assert_eq!(read(&mut lane).len(), 1);
+            }
+            for n in 0..3 {
+                producer.try_push(n, &[&[n as u8; 24]]).unwrap();
+            }
+            lane.peek().unwrap();
+            lane.advance();
+            lane.flush();
+            drop(lane);
+            assert!(producer.is_closed() && !producer.is_drained());
+            let mut tags = Vec::new();
+            producer.into_untaken(|tag, bytes| {
+                assert_eq!(bytes, [tag as u8; 24]);
+                tags.push(tag);
+            });
+            assert_eq!(tags, [1, 2]);
+        }
+    }
+
+    #[test]
+    fn an_engine_writes_to_a_reader_that_lies() {
+        let (mut producer, fd) = Producer::create(256).unwrap();
+        let mut reader = Consumer::open(fd.as_fd()).unwrap();
+        producer.try_push(1, &[b"one"]).unwrap();
+        assert_eq!(take(&mut reader), Some((1, b"one".to_vec())));
+        let mut cursor = ReadCursor::new(0);
+        cursor.consume(u64::MAX / 2);
+        cursor.release(reader.region.indices());
+        while producer.try_push(2, &[&[2; 40]]).is_ok() {}
+        assert_eq!(producer.try_push(2, &[&[2; 40]]), Err(LaneError::Full));
+    }
+
+    #[test]
+    fn a_sleeping_reader_is_to_be_woken_once() {
+        let (lane, fd) = Guarded::create(256, 64).unwrap();
+        let producer = Producer::open(fd.as_fd()).unwrap();
+        assert!(!producer.take_asleep());
+        lane.set_asleep(true);
+        assert!(producer.take_asleep() && !producer.take_asleep());
+        lane.set_asleep(true);
+        lane.set_asleep(false);
+        assert!(!producer.take_asleep());
+    }
+
+    #[test]
+    fn memory_that_is_no_lane_is_refused_and_a_lane_keeps_its_size() {
+        let (_mapping, fd) = crate::words::Mapping::create(100, true).unwrap();
+        let error = Producer::open(fd.as_fd()).err().unwrap().to_string();
+        assert!(error.contains("no lane"), "{error}");
+        let (_lane, fd) = Guarded::create(256, 64).unwrap();
+        assert!(std::fs::File::from(fd).set_len(0).is_err());
+        let (_ring, fd) = crate::Broadcaster::shared(4, 64).unwrap();
+        assert!(Producer::open(fd.as_fd()).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        /// Whatever another process writes into the whole region, at any time, the reader stays inside it,
+        /// ends, and lends no more than was agreed.
+        #[test]
+        fn a_hostile_process_is_contained(
+            writes in prop::collection::vec((0usize..64, prop_oneof![
+                any::<u64>(), (0u64..120).prop_map(|n| n * 8), (0u64..200).prop_map(|len| len | 5 << 32), Just(u64::from(FILLER)),
+            ]), 1..80),
+        ) {
+            let (mut lane, fd) = Guarded::create(256, 100).unwrap();
+            let (mapping, fd) = (crate::words::Mapping::open(fd.as_fd(), true).unwrap(), fd);
+            let words = crate::words::Words::mapped(mapping);
+            let mut producer = Producer::open(fd.as_fd()).unwrap();
+            for (at, word) in writes {
+                let _ = producer.try_push(1, &[&[1; 16]]);
+                words[at].store(word, Ordering::Relaxed);
+                for _ in 0..64 {
+                    if let Some(entry) = lane.peek() {
+                        prop_assert!(entry.bytes.len() <= 100);
+                    }
+                    lane.advance();
+                }
+                lane.flush();
+            }
+            lane.end_here();
+            for _ in 0..64 {
+                lane.peek();
+                lane.advance();
+            }
+            prop_assert!(lane.is_finished());
+        }
+    }
+}
