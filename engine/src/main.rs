@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use caps::Capability;
 use clap::Parser;
 use seqcast_engine::cli::{Cli, Command};
-use seqcast_engine::config::{Config, LinkKind, Privileges};
+use seqcast_engine::config::{self, Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -119,7 +119,14 @@ fn start<L: Link>(
 fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, kept: &[Capability], stop: StopRequests) -> Result<()> {
     // Threads have the capabilities of the one that starts them, so most go before there are any.
     if config.engine.privileges == Privileges::Drop {
-        privileges::drop_all_but(kept)?;
+        let gives_away = |p: &config::Programs| p.user.is_some() || p.group.is_some();
+        let owner = config
+            .programs
+            .as_ref()
+            .filter(|p| gives_away(p))
+            .map(|_| Capability::CAP_CHOWN);
+        let kept: Vec<_> = kept.iter().copied().chain(owner).collect();
+        privileges::drop_all_but(&kept)?;
     }
     let node = Node::open(config, link, may_hold, Arc::clone(&stop), Programs::default())?;
     if config.engine.privileges == Privileges::Drop {

@@ -38,3 +38,8 @@ pub use protocol::{Refusal, StreamInfo};
 pub use publisher::{Claim, Publisher, PublisherOptions};
 pub use record::{Event, EventKind, flags};
 pub use subscriber::{From, Message, Position, Received, Subscriber, SubscriberOptions};
+
+/// The examples of the documentation compile.
+#[doc = include_str!("../../../docs/programs.md")]
+#[cfg(doctest)]
+struct Documentation;

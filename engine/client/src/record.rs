@@ -81,7 +81,8 @@ pub enum EventKind {
     Joined = 1,
     /// The engine misses messages and asks for them. Information only.
     Gap = 2,
-    /// Nobody has these messages any more; delivery goes on behind them.
+    /// These messages will not come; delivery goes on behind them. `detail` 0: nobody has them any more;
+    /// 1: not everybody who may have them has answered for too long.
     Lost = 3,
     /// All of `session` has been delivered; `last` was its last message, 0 if it had none.
     SessionEnded = 4,
@@ -133,8 +134,8 @@ impl EventKind {
     }
 }
 
-/// Something that happened. What `session`, `first` and `last` mean depends on the kind; 0 where they
-/// mean nothing.
+/// Something that happened. What `session`, `first`, `last` and `detail` mean depends on the kind; 0 where
+/// they mean nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// What happened.
@@ -145,6 +146,8 @@ pub struct Event {
     pub first: u32,
     /// The last number of a range, itself in it.
     pub last: u32,
+    /// More about some kinds.
+    pub detail: u32,
 }
 
 impl Event {
@@ -156,14 +159,15 @@ impl Event {
             session: 0,
             first: 0,
             last: 0,
+            detail: 0,
         }
     }
 
     /// The bytes of an entry.
     #[must_use]
-    pub fn encode(&self) -> [u8; 16] {
-        let words = [self.kind as u32, self.session, self.first, self.last];
-        let mut bytes = [0; 16];
+    pub fn encode(&self) -> [u8; 20] {
+        let words = [self.kind as u32, self.session, self.first, self.last, self.detail];
+        let mut bytes = [0; 20];
         for (to, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
             *to = word.to_le_bytes();
         }
@@ -173,8 +177,8 @@ impl Event {
     /// The event of an entry; `None` if it is none, or one of a later version.
     #[must_use]
     pub fn decode(entry: &[u8]) -> Option<Event> {
-        let words = <&[u8; 16]>::try_from(entry).ok()?.as_chunks::<4>().0;
-        let [kind, session, first, last] = *words else {
+        let words = <&[u8; 20]>::try_from(entry).ok()?.as_chunks::<4>().0;
+        let [kind, session, first, last, detail] = *words else {
             return None;
         };
         Some(Event {
@@ -182,6 +186,7 @@ impl Event {
             session: u32::from_le_bytes(session),
             first: u32::from_le_bytes(first),
             last: u32::from_le_bytes(last),
+            detail: u32::from_le_bytes(detail),
         })
     }
 }

@@ -89,8 +89,16 @@ impl Socket {
     /// Receives a message into `buffer`, and the descriptors beside it. `None`: nothing is there yet.
     ///
     /// # Errors
-    /// `UnexpectedEof` when the other end is gone; `InvalidData` for a message that is too long.
+    /// `UnexpectedEof` or another one when the other end is gone; `InvalidData` for a message that is too long.
     pub fn receive(&self, buffer: &mut [u8; MAX_MESSAGE]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+        match self.receive_once(buffer) {
+            // An end that was closed with something unread says so before what it had said last.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.receive_once(buffer),
+            first => first,
+        }
+    }
+
+    fn receive_once(&self, buffer: &mut [u8; MAX_MESSAGE]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
         let mut space = nix::cmsg_space!([libc::c_int; MAX_FDS]);
         let mut parts = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
@@ -151,8 +159,6 @@ impl Socket {
 fn nothing_yet(error: io::Error) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => Ok(()),
-        // What a killed process leaves.
-        io::ErrorKind::ConnectionReset => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Err(error),
     }
 }

@@ -423,10 +423,9 @@ impl Subscriber {
     fn arrive_at(&mut self, first: Position) -> Position {
         *self.next.get_or_insert_with(|| {
             self.events.push_back(Event {
-                kind: EventKind::Joined,
                 session: first.session,
                 first: first.sequence,
-                last: 0,
+                ..Event::of(EventKind::Joined)
             });
             match self.from {
                 From::Session => Position { sequence: 1, ..first },
@@ -516,20 +515,20 @@ impl Subscriber {
     fn report(&mut self, kind: EventKind, next: Position, first: Option<Position>) {
         let within = first.filter(|first| first.session == next.session);
         self.events.push_back(Event {
-            kind,
             session: next.session,
             first: next.sequence,
             last: within.map_or(0, |first| first.sequence - 1),
+            ..Event::of(kind)
         });
         let Some(first) = first.filter(|first| first.session != next.session && kind == EventKind::Missed) else {
             return;
         };
         if first.sequence > 1 {
             self.events.push_back(Event {
-                kind,
                 session: first.session,
                 first: 1,
                 last: first.sequence - 1,
+                ..Event::of(kind)
             });
         }
         self.events.push_back(Event {

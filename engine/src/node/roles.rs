@@ -893,7 +893,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     pub(super) fn mold(&self) -> Option<Arc<Mutex<MoldSinkReport>>> {
         match &self.app.target {
             Target::Sink(sink) => sink.borrow().mold_report(),
-            Target::Handler(_) => None,
+            Target::Handler(_) | Target::Ring(_) => None,
         }
     }
 

@@ -94,9 +94,10 @@ impl Listener {
         let _ = fs::remove_file(&new);
         let what = || format!("[programs] cannot listen at {}", path.display());
         let socket = Socket::listen(&new).with_context(what)?;
+        // While it is still this user's.
+        fs::set_permissions(&new, fs::Permissions::from_mode(config.mode)).with_context(what)?;
         chown(&new, user, group)
             .with_context(|| format!("[programs] cannot give {} to its user and group", path.display()))?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(config.mode)).with_context(what)?;
         fs::rename(&new, path).with_context(what)?;
         let group = group.unwrap_or(Gid::effective().as_raw());
         Ok(Listener {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use seqcast_client::record::{self, BLOCK, BlockHead, EVENT, EventKind, HEAD, flags};
-use seqcast_proto::io::{Application, Delivery, Event, Path};
+use seqcast_proto::io::{Application, Delivery, Event, Loss, Path};
 use seqcast_proto::lines::LineChange;
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_ring::Broadcaster;
@@ -94,13 +94,17 @@ pub(crate) fn record_of(event: Event) -> record::Event {
         session: session.0,
         first: first.0,
         last: last.0,
+        detail: 0,
     };
     let range = |kind, session, range: SeqRange| of(kind, session, range.first, range.last);
     let none = Seq(0);
     match event {
         Event::Joined { session, next } => of(EventKind::Joined, session, next, none),
         Event::Gap { session, range: r } => range(EventKind::Gap, session, r),
-        Event::Lost { session, range: r } => range(EventKind::Lost, session, r),
+        Event::Lost { session, range: r, why } => record::Event {
+            detail: u32::from(why == Loss::Unanswered),
+            ..range(EventKind::Lost, session, r)
+        },
         Event::SessionEnded { session, end } => of(EventKind::SessionEnded, session, none, end.last),
         Event::SessionStarted { session } => of(EventKind::SessionStarted, session, none, none),
         Event::TailUnknown { session, from } => of(EventKind::TailUnknown, session, from, none),

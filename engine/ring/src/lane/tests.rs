@@ -301,7 +301,6 @@ mod shared {
         producer.try_push(1, &[b"whole"]).unwrap();
         let mut claim = producer.try_claim(20).unwrap();
         claim.fill(0xee);
-        std::mem::forget(claim);
         lane.end_here();
         assert!(!lane.is_finished());
         // Somebody else still has the memory.
