@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
@@ -54,6 +54,8 @@ static ALLOCATOR: Counting = Counting;
 
 const FRAME: usize = 1472;
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 1, 1, 1), 5000);
+/// Line B's.
+const GROUP_B: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 2, 1, 1), 5000);
 
 /// A wire in memory: every frame goes to all ports that it is for, but for some that are lost.
 struct Wire {
@@ -65,7 +67,7 @@ struct Wire {
 
 struct Port {
     addr: SocketAddrV4,
-    joined: bool,
+    joined: Vec<SocketAddrV4>,
     waiting: VecDeque<Datagram<Held>>,
 }
 
@@ -99,7 +101,7 @@ impl Plug {
         let host = ports.len() as u8 + 1;
         ports.push(Port {
             addr: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, host), 4000),
-            joined: false,
+            joined: Vec::new(),
             waiting: VecDeque::with_capacity(8192),
         });
         Plug {
@@ -129,11 +131,7 @@ impl Link for Plug {
         let mut ports = self.wire.ports.borrow_mut();
         let from = ports[self.at].addr;
         for (at, port) in ports.iter_mut().enumerate() {
-            let wanted = if to == GROUP {
-                port.joined && at != self.at
-            } else {
-                port.addr == to
-            };
+            let wanted = port.addr == to || port.joined.contains(&to) && at != self.at;
             if !wanted || len == 0 {
                 continue;
             }
@@ -161,8 +159,8 @@ impl Link for Plug {
         Ok(())
     }
 
-    fn join(&mut self, _group: SocketAddrV4) -> io::Result<()> {
-        self.wire.ports.borrow_mut()[self.at].joined = true;
+    fn join(&mut self, group: SocketAddrV4) -> io::Result<()> {
+        self.wire.ports.borrow_mut()[self.at].joined.push(group);
         Ok(())
     }
 
@@ -187,14 +185,25 @@ impl Link for Plug {
     }
 }
 
-struct Counter(Rc<Cell<u64>>);
+/// Counts what it is given, and looks that no byte of it was copied on the way.
+struct Counter {
+    got: Rc<Cell<u64>>,
+    /// The link's receive buffers.
+    buffers: BTreeSet<usize>,
+}
 
 impl Application for Counter {
     fn deliver(&mut self, delivery: &Delivery<'_>) -> bool {
         for (_, message) in delivery.block.messages() {
+            let at = message.payload.as_ptr() as usize;
+            let buffer = self.buffers.range(..=at).next_back().unwrap();
+            assert!(
+                at + message.payload.len() <= buffer + FRAME,
+                "in the frame that was received"
+            );
             let number = u64::from_le_bytes(message.payload[..8].try_into().unwrap());
-            assert_eq!(number, self.0.get(), "in order, each once");
-            self.0.set(number + 1);
+            assert_eq!(number, self.got.get(), "in order, each once");
+            self.got.set(number + 1);
         }
         true
     }
@@ -210,7 +219,7 @@ fn node(wire: &Rc<Wire>, role: &str, programs: Programs) -> Node<Plug> {
 
 #[test]
 fn publishing_archiving_repairing_and_delivering_allocate_nothing_per_packet() {
-    allocates_nothing_per_packet("");
+    allocates_nothing_per_packet("", 1_000);
 }
 
 #[test]
@@ -218,13 +227,20 @@ fn sealing_and_opening_allocate_nothing_per_packet() {
     let dir = tempfile::TempDir::new().unwrap();
     let key = dir.path().join("key");
     keys::write(&key, &[keys::Entry::random(1).unwrap()], false).unwrap();
-    allocates_nothing_per_packet(&format!(
-        "trust = {{ key = \"{}\", allow = [\"0.0.0.0/0\"] }}",
-        key.display()
-    ));
+    let keys = format!("trust = {{ key = {key:?}, allow = [\"0.0.0.0/0\"] }}");
+    allocates_nothing_per_packet(&keys, 1_000);
+    // Few frames are lost on both lines.
+    allocates_nothing_per_packet(&format!("{keys}\nlines = {{ b = \"{GROUP_B}\" }}"), 50);
 }
 
-fn allocates_nothing_per_packet(trust: &str) {
+#[test]
+fn arbitrating_two_lines_allocates_nothing_per_packet() {
+    allocates_nothing_per_packet(&format!("lines = {{ b = \"{GROUP_B}\" }}"), 50);
+}
+
+/// Runs a stream whose tables have `more` keys, and loses so much that at least `repaired` messages are
+/// repaired.
+fn allocates_nothing_per_packet(more: &str, repaired: u64) {
     let wire = Rc::new(Wire {
         free: RefCell::new((0..16_384).map(|_| vec![0; FRAME].into_boxed_slice()).collect()),
         ports: RefCell::default(),
@@ -234,26 +250,30 @@ fn allocates_nothing_per_packet(trust: &str) {
     let dir = tempfile::TempDir::new().unwrap();
     let (mut lane, consumer) = seqcast_ring::lane(1 << 20);
     let got = Rc::new(Cell::new(0));
+    let counter = Counter {
+        got: Rc::clone(&got),
+        buffers: wire.free.borrow().iter().map(|b| b.as_ptr() as usize).collect(),
+    };
     let mut archive = node(
         &wire,
         &format!(
-            "[[archive]]\nstream = \"{GROUP}\"\ndir = \"{}\"\n{trust}",
+            "[[archive]]\nstream = \"{GROUP}\"\ndir = \"{}\"\n{more}",
             dir.path().join("a").display()
         ),
         Programs::default(),
     );
     let mut client = node(
         &wire,
-        &format!("[[subscribe]]\nstream = \"{GROUP}\"\nfrom = \"session\"\nsink = {{ program = true }}\n{trust}"),
+        &format!("[[subscribe]]\nstream = \"{GROUP}\"\nfrom = \"session\"\nsink = {{ program = true }}\n{more}"),
         Programs {
-            handlers: vec![(GROUP, Box::new(Counter(Rc::clone(&got))))],
+            handlers: vec![(GROUP, Box::new(counter))],
             ..Programs::default()
         },
     );
     let mut server = node(
         &wire,
         &format!(
-            "[[publish]]\nstream = \"{GROUP}\"\narchives = 1\nstate = \"{}\"\nsource = {{ program = true }}\n{trust}",
+            "[[publish]]\nstream = \"{GROUP}\"\narchives = 1\nstate = \"{}\"\nsource = {{ program = true }}\n{more}",
             dir.path().join("s").display()
         ),
         Programs {
@@ -290,11 +310,14 @@ fn allocates_nothing_per_packet(trust: &str) {
         allocating += u64::from(ALLOCATIONS.get() > before);
     }
     let report = client.report();
-    assert_eq!(report.trust.len(), usize::from(!trust.is_empty()));
+    assert_eq!(report.trust.len(), usize::from(more.contains("trust")));
     assert!(report.trust.iter().all(|t| t.opened > 1_000 && t.forged == 0));
     let subscription = &report.subscriptions[0];
+    let lines = &subscription.lines;
+    assert_eq!(lines.len(), if more.contains("lines") { 2 } else { 0 });
+    assert!(lines.iter().all(|l| l.first > 100 && l.missed > 1_000), "{lines:?}");
     assert!(
-        subscription.repaired_archive > 1_000,
+        subscription.repaired_archive > repaired,
         "loss was there and was made good: {subscription:?}"
     );
     assert!(

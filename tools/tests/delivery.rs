@@ -11,6 +11,7 @@ use std::process::Stdio;
 
 use common::{LIMIT, World, engine, kill, terminate, until};
 use seqcast_engine::feed::{binaryfile, journal};
+use seqcast_tools::lab::Place;
 use serde_json::Value;
 
 /// Every payload of the input, in order.
@@ -328,4 +329,62 @@ fn a_file_that_is_shorter_than_its_position_says_is_not_gone_on_with() {
     fs::remove_file(world.path("risk1.out")).unwrap();
     let error = fails(&world, "risk1", &roles);
     assert!(error.contains("is gone"), "{error}");
+}
+
+#[test]
+fn standard_output_has_each_format() {
+    let world = World::at(Place::Loopback, &["host"], 10);
+    fs::write(&world.input, "EQ.US.A one\nEQ.US.B two\n three\n").unwrap();
+    let formats = ["raw", "hex", "json", "lines", "subject-lines", "binaryfile"];
+    let out = |format: &str| world.path(&format!("{format}.out"));
+    let mut clients = formats.map(|format| {
+        let config = world.path(&format!("{format}.toml"));
+        let text = format!(
+            "[engine]\ninterface = \"lo\"\nlink = \"udp\"\n[[subscribe]]\nstream = \"{}\"\nfrom = \"session\"\nexit_at_end = true\nsink = {{ stdout = true, format = \"{format}\" }}\n",
+            world.stream
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = world.lab.host("host").unwrap().command(engine());
+        command.args(["run", "--config"]).arg(&config).stdin(Stdio::null());
+        command.stdout(fs::File::create(out(format)).unwrap());
+        let log = fs::File::create(world.path(&format!("{format}.log"))).unwrap();
+        command.stderr(log).spawn().unwrap()
+    });
+    formats.iter().for_each(|format| world.until_said(format, "ready "));
+    let server = world
+        .server(1_000, "linger_ms = 1000")
+        .replace("archives = 1", "archives = 0");
+    let mut server = world.start(
+        "host",
+        false,
+        &server.replace("rate =", "format = \"subject-lines\", rate ="),
+    );
+    for client in &mut clients {
+        assert!(client.wait().unwrap().success());
+    }
+    server.wait(LIMIT).unwrap();
+    let session = &world.report("host")["publications"][0]["session"];
+    let written = |format: &str| fs::read(out(format)).unwrap();
+    let text = |format: &str| String::from_utf8(written(format)).unwrap();
+    assert_eq!(text("raw"), "onetwothree");
+    assert_eq!(
+        text("hex"),
+        format!("{session} 1 6f6e65\n{session} 2 74776f\n{session} 3 7468726565\n")
+    );
+    assert_eq!(text("lines"), "one\ntwo\nthree\n");
+    assert_eq!(text("subject-lines"), "EQ.US.A one\nEQ.US.B two\n three\n");
+    assert_eq!(written("binaryfile"), b"\0\x03one\0\x03two\0\x05three");
+    let lines: Vec<Value> = text("json").lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let got: Vec<_> = lines
+        .iter()
+        .map(|l| (&l["sequence"], &l["payload"], &l["session"]))
+        .collect();
+    let want = [("one", 1), ("two", 2), ("three", 3)];
+    for ((sequence, payload, of), (message, number)) in got.iter().zip(want) {
+        assert_eq!(
+            (sequence, payload, of),
+            (&&Value::from(number), &&Value::from(message), &session)
+        );
+    }
+    assert_eq!((lines.len(), &lines[0]["subject"]), (3, &"EQ.US.A".into()));
 }

@@ -49,26 +49,31 @@ struct Node {
 #[derive(Debug)]
 struct Cache {
     slots: Box<[[Slot; WAYS]]>,
+    /// Slots of other epochs are free: forgetting all at once takes no longer than one subject.
+    epoch: u16,
     /// Subjects of the slots, and of replaced slots: when it is full, all is forgotten.
     keys: Vec<u8>,
     /// Results of the slots, likewise.
     ids: Vec<u32>,
 }
 
-/// A subject and its result, as places in [`Cache::keys`] and [`Cache::ids`]; all 0 when free,
-/// which no subject is as it has at least a byte.
+/// A subject and its result, as places in [`Cache::keys`] and [`Cache::ids`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
     hash: u64,
     key: u32,
-    key_len: u32,
+    /// At most [`Message::MAX_SUBJECT`].
+    key_len: u16,
+    /// 0 in a slot that was never used.
+    epoch: u16,
     ids: u32,
     ids_len: u32,
 }
 
 impl Matcher {
-    /// Subjects for which the cache suits most uses; about 300 KiB.
-    pub const SLOTS: usize = 4096;
+    /// Subjects for which the cache suits most uses. It takes 3 MiB, and up to 6 MiB more as subjects
+    /// come, 48 bytes for each.
+    pub const SLOTS: usize = 1 << 17;
 
     /// A matcher for patterns, each with the number under which it is reported; several patterns
     /// may share one. The cache remembers at most `slots` subjects, rounded up to a power of two
@@ -88,6 +93,7 @@ impl Matcher {
             pending: Vec::with_capacity(Message::MAX_SUBJECT / 2 + 2),
             cache: Cache {
                 slots: vec![[Slot::default(); WAYS]; slots / WAYS].into(),
+                epoch: 1,
                 keys: Vec::with_capacity(slots * KEY_BYTES + Message::MAX_SUBJECT),
                 ids: Vec::with_capacity(slots * KEY_IDS + patterns),
             },
@@ -166,8 +172,11 @@ impl Cache {
     #[inline]
     fn find(&self, hash: u64, subject: &[u8]) -> Option<Slot> {
         let set = &self.slots[self.set_of(hash)];
-        let is_it =
-            |slot: &&Slot| slot.hash == hash && self.keys[slot.key as usize..][..slot.key_len as usize] == *subject;
+        let is_it = |slot: &&Slot| {
+            slot.hash == hash
+                && slot.epoch == self.epoch
+                && self.keys[slot.key as usize..][..usize::from(slot.key_len)] == *subject
+        };
         set.iter().find(is_it).copied()
     }
 
@@ -175,7 +184,11 @@ impl Cache {
     fn make_room(&mut self, key_len: usize, ids_len: usize) {
         let full = self.keys.capacity() - self.keys.len() < key_len || self.ids.capacity() - self.ids.len() < ids_len;
         if full {
-            self.slots.fill([Slot::default(); WAYS]);
+            self.epoch = self.epoch.wrapping_add(1);
+            if self.epoch == 0 {
+                self.slots.fill([Slot::default(); WAYS]);
+                self.epoch = 1;
+            }
             self.keys.clear();
             self.ids.clear();
         }
@@ -188,7 +201,8 @@ impl Cache {
         let slot = Slot {
             hash,
             key: self.keys.len() as u32,
-            key_len: subject.len() as u32,
+            key_len: subject.len() as u16,
+            epoch: self.epoch,
             ids: first as u32,
             ids_len: (self.ids.len() - first) as u32,
         };

@@ -131,6 +131,19 @@ fn memory_is_taken_once() {
 }
 
 /// Few elements, so that patterns and subjects often meet.
+#[test]
+fn what_was_forgotten_is_never_found_again() {
+    let patterns = [pattern("A.*"), pattern("*.7.>")];
+    let mut matcher = Matcher::new(patterns.iter().zip(0..), 2);
+    let rest = "x".repeat(200);
+    // Few fit: all is forgotten more often than the cache can count.
+    for n in 0..200_000_u32 {
+        let subject = format!("A.{}.{rest}", n % 10);
+        let want: &[u32] = if n % 10 == 7 { &[1] } else { &[] };
+        assert_eq!(matcher.find(subject.as_bytes()), want, "{n}");
+    }
+}
+
 fn element() -> impl Strategy<Value = &'static str> {
     prop::sample::select(&["a", "ab", "EURUSD-spot"][..])
 }
