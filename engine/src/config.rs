@@ -154,6 +154,8 @@ pub struct Engine {
     /// What becomes of capabilities once the link is open.
     #[serde(default)]
     pub privileges: Privileges,
+    /// The file that shows the counters of the running engine; "off" for none.
+    pub counters: Option<PathBuf>,
     /// Where to write the final counters as JSON.
     pub report: Option<PathBuf>,
     /// Settings of the AF_XDP link.

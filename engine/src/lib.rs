@@ -2,6 +2,7 @@
 //!
 //! - [`cli`]: the command line.
 //! - [`config`]: what an engine shall do, from a TOML file.
+//! - [`counters`]: what a running engine shows of itself, in shared memory.
 //! - [`keys`]: files of keys that streams' frames are sealed with.
 //! - [`link`]: how frames move: AF_XDP or kernel sockets.
 //! - [`feed`]: where messages come from and go to: files, standard streams, FIFOs.
@@ -16,6 +17,7 @@ use seqcast_proto::seq::Stream;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod counters;
 pub mod feed;
 pub mod keys;
 pub mod link;

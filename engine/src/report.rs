@@ -4,12 +4,13 @@ use crate::programs::HubReport;
 use std::fs;
 use std::io;
 use std::net::SocketAddrV4;
+use std::ops::Deref;
 use std::path::Path;
 
-use hdrhistogram::Histogram;
 use seqcast_proto::lines::{Line, LineStats};
 use serde::{Deserialize, Serialize};
 
+use crate::counters::{Buckets, Histogram, counts};
 use crate::link::LinkStats;
 
 /// The final counters, as JSON in the file that `report` names. Read back, what an engine did not
@@ -37,20 +38,30 @@ pub struct Report {
     pub programs: Option<HubReport>,
 }
 
-/// The duty cycle.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct CycleReport {
-    /// Turns of the cycle.
-    pub turns: u64,
-    /// Turns in which something was done.
-    pub busy: u64,
-    /// Times that the engine slept in the kernel.
-    pub sleeps: u64,
-    /// Frames that could not be handed to a part of the same engine and were repaired later.
-    pub local_dropped: u64,
-    /// Frames of streams that this engine has nothing to do with, or of no stream at all.
-    pub strangers: u64,
+counts! {
+    /// The duty cycle.
+    pub struct CycleReport {
+        /// Turns of the cycle.
+        turns: Counter,
+        /// Turns in which something was done.
+        busy: Counter,
+        /// Times that the engine slept in the kernel.
+        sleeps: Counter,
+        /// Frames that could not be handed to a part of the same engine and were repaired later.
+        local_dropped: Counter,
+        /// Frames of streams that this engine has nothing to do with, or of no stream at all.
+        strangers: Counter,
+        /// Nanoseconds in turns that did something.
+        busy_ns: Counter,
+        /// Nanoseconds in turns that did nothing: spinning.
+        idle_ns: Counter,
+        /// Nanoseconds asleep in the kernel.
+        asleep_ns: Counter,
+        /// Nanoseconds of the longest turn that did something.
+        longest_turn_ns: Gauge,
+        /// Nanoseconds of the longest such turn within a second, the last whole one.
+        longest_turn_lately_ns: Gauge,
+    }
 }
 
 /// A stream's keys, and what was refused before it could change anything.
@@ -83,46 +94,55 @@ pub struct TrustReport {
     pub not_allowed: u64,
 }
 
+counts! {
+    /// Counters of a stream received.
+    pub struct SubscriptionCounts {
+        /// The last session.
+        session: Gauge,
+        /// Messages delivered to the sink.
+        messages: Counter,
+        /// Their payload bytes.
+        bytes: Counter,
+        /// Messages delivered in their place whose subjects were not wanted.
+        filtered: Counter,
+        /// Gaps that opened.
+        gaps: Counter,
+        /// Messages repaired by an archive.
+        repaired_archive: Counter,
+        /// Messages repaired by the server.
+        repaired_server: Counter,
+        /// Messages reported as lost.
+        lost: Counter,
+        /// Of those, given up since no answer came; the others nobody has any more.
+        unanswered: Counter,
+        /// Messages that came again.
+        duplicates: Counter,
+        /// NAK frames sent.
+        naks: Counter,
+        /// Frames dropped because they were too far ahead or nothing could be held.
+        overruns: Counter,
+        /// Times that the sink had no room.
+        refused: Counter,
+        /// Frames of a second server under the same identity.
+        foreign: Counter,
+        /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
+        unasked: Counter,
+        /// Smoothed time from a NAK to its repair.
+        round_trip_ns: Gauge,
+        /// Sessions that ended.
+        sessions_ended: Counter,
+    }
+}
+
 /// A stream received.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SubscriptionReport {
     /// Group and port.
     pub stream: String,
-    /// The last session.
-    pub session: u32,
-    /// Messages delivered to the sink.
-    pub messages: u64,
-    /// Their payload bytes.
-    pub bytes: u64,
-    /// Messages delivered in their place whose subjects were not wanted.
-    pub filtered: u64,
-    /// Gaps that opened.
-    pub gaps: u64,
-    /// Messages repaired by an archive.
-    pub repaired_archive: u64,
-    /// Messages repaired by the server.
-    pub repaired_server: u64,
-    /// Messages reported as lost.
-    pub lost: u64,
-    /// Of those, given up since no answer came; the others nobody has any more.
-    pub unanswered: u64,
-    /// Messages that came again.
-    pub duplicates: u64,
-    /// NAK frames sent.
-    pub naks: u64,
-    /// Frames dropped because they were too far ahead or nothing could be held.
-    pub overruns: u64,
-    /// Times that the sink had no room.
-    pub refused: u64,
-    /// Frames of a second server under the same identity.
-    pub foreign: u64,
-    /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
-    pub unasked: u64,
-    /// Smoothed time from a NAK to its repair.
-    pub round_trip_ns: u64,
-    /// Sessions that ended.
-    pub sessions_ended: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: SubscriptionCounts,
     /// Latency of messages delivered when their frame arrived.
     pub latency_live_ns: Latency,
     /// Latency of messages that were repaired or waited for a repair.
@@ -134,53 +154,78 @@ pub struct SubscriptionReport {
     pub lines: Vec<LineReport>,
 }
 
+impl Deref for SubscriptionReport {
+    type Target = SubscriptionCounts;
+
+    fn deref(&self) -> &SubscriptionCounts {
+        &self.counts
+    }
+}
+
+counts! {
+    /// Counters of a stream published.
+    pub struct PublicationCounts {
+        /// The session.
+        session: Gauge,
+        /// Messages sent.
+        messages: Counter,
+        /// Their payload bytes.
+        bytes: Counter,
+        /// DATA frames.
+        frames: Counter,
+        /// Messages that as many archives as required have acknowledged in this run, of whatever run.
+        acknowledged: Counter,
+        /// Messages not acknowledged at the end, over all sessions.
+        unacknowledged: Gauge,
+        /// Messages repaired.
+        repaired: Counter,
+        /// NAK frames received.
+        naks: Counter,
+        /// Ranges that one multicast repair answered together with another requester's.
+        merged: Counter,
+        /// Ranges put off because their requester, or all together, had too many waiting; and NAKs of a
+        /// server dropped because repairs had their share of its time.
+        put_off: Counter,
+        /// Ranges cut short because their requester had not asked at such length.
+        limited: Counter,
+        /// Frames of another server under the identity of this one.
+        foreign: Counter,
+        /// ACK frames received.
+        acks: Counter,
+        /// Turns in which messages waited for acknowledgements: what lacks them filled the room, or was as
+        /// much as `unacknowledged_max` allows.
+        held_back: Counter,
+        /// Turns in which messages waited because the rate was used up.
+        rate_limited: Counter,
+        /// Messages given up to make room that too few archives had acknowledged (`when_full`).
+        dropped_unacknowledged: Counter,
+        /// Messages that fit no frame.
+        oversize: Counter,
+        /// Messages skipped at the start because an earlier run had published them.
+        resumed_at: Gauge,
+    }
+}
+
 /// A stream published.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PublicationReport {
     /// Group and port.
     pub stream: String,
-    /// The session.
-    pub session: u32,
-    /// Messages sent.
-    pub messages: u64,
-    /// Their payload bytes.
-    pub bytes: u64,
-    /// DATA frames.
-    pub frames: u64,
-    /// Messages that as many archives as required have acknowledged in this run, of whatever run.
-    pub acknowledged: u64,
-    /// Messages not acknowledged at the end, over all sessions.
-    pub unacknowledged: u64,
-    /// Messages repaired.
-    pub repaired: u64,
-    /// NAK frames received.
-    pub naks: u64,
-    /// Ranges that one multicast repair answered together with another requester's.
-    pub merged: u64,
-    /// Ranges put off because their requester, or all together, had too many waiting; and NAKs of a
-    /// server dropped because repairs had their share of its time.
-    pub put_off: u64,
-    /// Ranges cut short because their requester had not asked at such length.
-    pub limited: u64,
-    /// Frames of another server under the identity of this one.
-    pub foreign: u64,
-    /// ACK frames received.
-    pub acks: u64,
-    /// Turns in which messages waited for acknowledgements: what lacks them filled the room, or was as
-    /// much as `unacknowledged_max` allows.
-    pub held_back: u64,
-    /// Turns in which messages waited because the rate was used up.
-    pub rate_limited: u64,
-    /// Messages given up to make room that too few archives had acknowledged (`when_full`).
-    pub dropped_unacknowledged: u64,
-    /// Messages that fit no frame.
-    pub oversize: u64,
-    /// Messages skipped at the start because an earlier run had published them.
-    pub resumed_at: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: PublicationCounts,
     /// What the source received, if it subscribes to a feed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mold: Option<MoldSourceReport>,
+}
+
+impl Deref for PublicationReport {
+    type Target = PublicationCounts;
+
+    fn deref(&self) -> &PublicationCounts {
+        &self.counts
+    }
 }
 
 /// A feed published in MoldUDP64 or MoldUDP.
@@ -261,56 +306,95 @@ pub struct MoldSourceReport {
     pub receive_dropped: u64,
 }
 
+counts! {
+    /// Counters of a stream recorded.
+    pub struct ArchiveCounts {
+        /// Sessions held.
+        sessions: Gauge,
+        /// Messages stored by this run.
+        stored: Counter,
+        /// Of the newest session: the number up to which every message is stored or known to be lost.
+        stored_up_to: Gauge,
+        /// The same for what a loss of power cannot take any more.
+        synced_up_to: Gauge,
+        /// Records stored by this run.
+        records: Counter,
+        /// Messages that came by repair.
+        repaired: Counter,
+        /// Messages that came again.
+        duplicates: Counter,
+        /// Messages that came from behind the recorded end of their session; not stored.
+        late: Counter,
+        /// Gaps that opened.
+        gaps: Counter,
+        /// Messages known to exist and not stored.
+        missing: Gauge,
+        /// Messages that nobody had.
+        lost: Counter,
+        /// Times that there was no room.
+        full: Counter,
+        /// Times that the log failed.
+        failed: Counter,
+        /// ACK frames sent.
+        acks: Counter,
+        /// NAK frames answered.
+        naks_answered: Counter,
+        /// Ranges that one multicast repair answered together with another requester's.
+        merged: Counter,
+        /// Ranges put off because their requester, or all together, had too many waiting.
+        put_off: Counter,
+        /// Ranges cut short because their requester had not asked at such length.
+        limited: Counter,
+        /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
+        unasked: Counter,
+        /// Frames of a second server under the same identity.
+        foreign: Counter,
+        /// Messages sent again.
+        repairs: Counter,
+    }
+}
+
 /// A stream recorded.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ArchiveReport {
     /// Group and port.
     pub stream: String,
-    /// Sessions held.
-    pub sessions: u64,
-    /// Messages stored by this run.
-    pub stored: u64,
-    /// Of the newest session: the number up to which every message is stored or known to be lost.
-    pub stored_up_to: u32,
-    /// The same for what a loss of power cannot take any more.
-    pub synced_up_to: u32,
-    /// Records stored by this run.
-    pub records: u64,
-    /// Messages that came by repair.
-    pub repaired: u64,
-    /// Messages that came again.
-    pub duplicates: u64,
-    /// Messages that came from behind the recorded end of their session; not stored.
-    pub late: u64,
-    /// Gaps that opened.
-    pub gaps: u64,
-    /// Messages known to exist and not stored.
-    pub missing: u64,
-    /// Messages that nobody had.
-    pub lost: u64,
-    /// Times that there was no room.
-    pub full: u64,
-    /// Times that the log failed.
-    pub failed: u64,
-    /// ACK frames sent.
-    pub acks: u64,
-    /// NAK frames answered.
-    pub naks_answered: u64,
-    /// Ranges that one multicast repair answered together with another requester's.
-    pub merged: u64,
-    /// Ranges put off because their requester, or all together, had too many waiting.
-    pub put_off: u64,
-    /// Ranges cut short because their requester had not asked at such length.
-    pub limited: u64,
-    /// Answers and ENDs of parties that are neither the server nor an archive of the stream.
-    pub unasked: u64,
-    /// Frames of a second server under the same identity.
-    pub foreign: u64,
-    /// Messages sent again.
-    pub repairs: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: ArchiveCounts,
     /// Each of two lines, if both are listened to.
     pub lines: Vec<LineReport>,
+}
+
+impl Deref for ArchiveReport {
+    type Target = ArchiveCounts;
+
+    fn deref(&self) -> &ArchiveCounts {
+        &self.counts
+    }
+}
+
+counts! {
+    /// Counters of one of two lines.
+    pub struct LineCounts {
+        /// DATA frames that came over it.
+        frames: Counter,
+        /// Of those, the first copies.
+        first: Counter,
+        /// First copies whose second came over the other line.
+        led: Counter,
+        /// How much earlier those were, on average.
+        lead_mean_ns: Gauge,
+        /// How much earlier the earliest was.
+        lead_max_ns: Gauge,
+        /// Gaps on this line, whether or not the other filled them.
+        gaps: Counter,
+        /// Messages that never came over this line, whether or not they came over the other.
+        missed: Counter,
+        /// Times that it fell silent while the other carried the stream.
+        silences: Counter,
+    }
 }
 
 /// One of two lines of a stream.
@@ -321,24 +405,34 @@ pub struct LineReport {
     pub line: String,
     /// Group and port.
     pub group: String,
-    /// DATA frames that came over it.
-    pub frames: u64,
-    /// Of those, the first copies.
-    pub first: u64,
-    /// First copies whose second came over the other line.
-    pub led: u64,
-    /// How much earlier those were, on average.
-    pub lead_mean_ns: u64,
-    /// How much earlier the earliest was.
-    pub lead_max_ns: u64,
-    /// Gaps on this line, whether or not the other filled them.
-    pub gaps: u64,
-    /// Messages that never came over this line, whether or not they came over the other.
-    pub missed: u64,
-    /// Times that it fell silent while the other carried the stream.
-    pub silences: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: LineCounts,
     /// Whether it is silent now.
     pub silent: bool,
+}
+
+impl Deref for LineReport {
+    type Target = LineCounts;
+
+    fn deref(&self) -> &LineCounts {
+        &self.counts
+    }
+}
+
+impl From<&LineStats> for LineCounts {
+    fn from(stats: &LineStats) -> LineCounts {
+        LineCounts {
+            frames: stats.frames,
+            first: stats.first,
+            led: stats.led,
+            lead_mean_ns: stats.lead_mean(),
+            lead_max_ns: stats.lead_max,
+            gaps: stats.gaps,
+            missed: stats.missed,
+            silences: stats.silences,
+        }
+    }
 }
 
 impl LineReport {
@@ -348,14 +442,7 @@ impl LineReport {
         LineReport {
             line: line.to_string(),
             group: group.to_string(),
-            frames: stats.frames,
-            first: stats.first,
-            led: stats.led,
-            lead_mean_ns: stats.lead_mean(),
-            lead_max_ns: stats.lead_max,
-            gaps: stats.gaps,
-            missed: stats.missed,
-            silences: stats.silences,
+            counts: LineCounts::from(stats),
             silent: stats.silent,
         }
     }
@@ -380,13 +467,31 @@ pub struct Latency {
 impl Latency {
     /// Reads the percentiles out of a histogram.
     #[must_use]
-    pub fn of(histogram: &Histogram<u64>) -> Latency {
+    pub fn of(histogram: &Histogram) -> Latency {
+        Latency::of_counts(histogram.counts())
+    }
+
+    /// Reads them out of how often each of the [`Buckets`] was met; each is its bucket's largest value.
+    #[must_use]
+    pub fn of_counts(counts: impl Iterator<Item = u64>) -> Latency {
+        let counts: Vec<u64> = counts.collect();
+        let count: u64 = counts.iter().sum();
+        let at = |share: f64| {
+            // The first value that so many do not exceed.
+            let wanted = ((count as f64 * share).ceil() as u64).max(1);
+            let mut seen = 0;
+            let bucket = counts.iter().position(|n| {
+                seen += n;
+                seen >= wanted
+            });
+            bucket.map_or(0, Buckets::largest)
+        };
         Latency {
-            count: histogram.len(),
-            p50: histogram.value_at_quantile(0.5),
-            p99: histogram.value_at_quantile(0.99),
-            p999: histogram.value_at_quantile(0.999),
-            max: histogram.max(),
+            count,
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: at(1.0),
         }
     }
 }

@@ -227,6 +227,11 @@ impl Archiver {
         }
     }
 
+    /// Who has asked for repairs lately, with the number of its NAK frames.
+    pub fn askers(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
+        self.responder.askers()
+    }
+
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> ArchiverStats {

@@ -109,6 +109,8 @@ struct Account {
     asker: SocketAddrV4,
     credit: u64,
     used: Nanos,
+    /// NAK frames since it is known.
+    naks: u64,
 }
 
 /// Requesters with credit.
@@ -128,17 +130,26 @@ impl Accounts {
         if let Some(account) = self.0.iter_mut().find(|a| a.asker == asker) {
             account.credit = (account.credit + bytes).min(MAX_CREDIT);
             account.used = now;
+            account.naks += 1;
             return;
         }
         let account = Account {
             asker,
             credit: bytes.min(MAX_CREDIT),
             used: now,
+            naks: 1,
         };
         if self.0.len() < ACCOUNTS {
             self.0.push(account);
         } else if let Some(oldest) = self.0.iter_mut().min_by_key(|a| a.used) {
             *oldest = account;
+        }
+    }
+
+    /// Counts a NAK that earns nothing.
+    fn note(&mut self, asker: SocketAddrV4) {
+        if let Some(account) = self.0.iter_mut().find(|a| a.asker == asker) {
+            account.naks += 1;
         }
     }
 
@@ -222,6 +233,16 @@ impl Responder {
             None => now,
             Some(bucket) => bucket.opens_at().max(now),
         }
+    }
+
+    /// A NAK was dropped unread.
+    pub(crate) fn on_dropped_nak(&mut self, from: SocketAddrV4) {
+        self.accounts.note(from);
+    }
+
+    /// Who has asked lately, with the number of its NAK frames.
+    pub fn askers(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
+        self.accounts.0.iter().map(|account| (account.asker, account.naks))
     }
 
     /// Takes the ranges of a NAK.

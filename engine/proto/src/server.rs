@@ -388,6 +388,11 @@ impl Server {
         }
     }
 
+    /// Who has asked for repairs lately, with the number of its NAK frames.
+    pub fn askers(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
+        self.responder.askers()
+    }
+
     /// Messages sent and not yet acknowledged by as many archives as required, over all sessions.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
@@ -707,6 +712,7 @@ impl Server {
                     self.responder.on_nak(now, from, frame.header, &ranges, out);
                 } else {
                     self.stats.naks_dropped += 1;
+                    self.responder.on_dropped_nak(from);
                 }
             }
             Body::Data(_) | Body::Heartbeat(..) if frame.header.origin.get() != self.config.origin => {

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use socket2::{InterfaceIndexOrAddress, SockRef};
 
+use crate::counters::counts;
+
 pub mod pair;
 pub mod udp;
 mod wait;
@@ -28,32 +30,56 @@ pub struct Datagram<F> {
     pub frame: F,
 }
 
-/// What a link has moved and dropped since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct LinkStats {
-    /// Datagrams handed to the engine.
-    pub received: u64,
-    /// Payload bytes handed to the engine.
-    pub received_bytes: u64,
-    /// Datagrams handed to the kernel or the NIC.
-    pub sent: u64,
-    /// Payload bytes handed to the kernel or the NIC.
-    pub sent_bytes: u64,
-    /// Sends refused because no transmit frame was free.
-    pub send_full: u64,
-    /// Datagrams that the kernel refused to send, and that are lost.
-    pub send_failed: u64,
-    /// Unicast datagrams that took the kernel's path because the neighbour was not known yet.
-    pub sent_by_kernel: u64,
-    /// Datagrams that the kernel dropped because the receive ring or buffer was full.
-    pub receive_dropped: u64,
-    /// Datagrams dropped on purpose by a configured fault.
-    pub fault_dropped: u64,
-    /// Datagrams that were cut short, malformed or not for this link.
-    pub malformed: u64,
-    /// System calls made to receive, send or wait.
-    pub syscalls: u64,
+counts! {
+    /// What a link has moved and dropped since it was opened.
+    pub struct LinkStats {
+        /// Datagrams handed to the engine.
+        received: Counter,
+        /// Payload bytes handed to the engine.
+        received_bytes: Counter,
+        /// Datagrams handed to the kernel or the NIC.
+        sent: Counter,
+        /// Payload bytes handed to the kernel or the NIC.
+        sent_bytes: Counter,
+        /// Sends refused because no transmit frame was free.
+        send_full: Counter,
+        /// Datagrams that the kernel refused to send, and that are lost.
+        send_failed: Counter,
+        /// Unicast datagrams that took the kernel's path because the neighbour was not known yet.
+        sent_by_kernel: Counter,
+        /// Datagrams that the kernel dropped because the receive ring or buffer was full.
+        receive_dropped: Counter,
+        /// Datagrams dropped on purpose by a configured fault.
+        fault_dropped: Counter,
+        /// Datagrams that were cut short, malformed or not for this link.
+        malformed: Counter,
+        /// System calls made to receive, send or wait.
+        syscalls: Counter,
+        /// Frames of an AF_XDP link that are free.
+        frames_free: Gauge,
+        /// Frames that the kernel has to receive into, or has filled.
+        frames_fill: Gauge,
+        /// Received frames that the engine holds.
+        frames_held: Gauge,
+        /// Frames on their way out.
+        frames_sending: Gauge,
+        /// Packets that the XDP filter gave to the link.
+        filter_redirected: Counter,
+        /// Packets of the link's streams on a queue that it does not serve, which went to the kernel.
+        filter_no_socket: Counter,
+        /// Packets passed to the kernel: no UDP over IPv4.
+        filter_not_udp: Counter,
+        /// Packets passed to the kernel: IP fragments.
+        filter_fragment: Counter,
+        /// Packets passed to the kernel: IP options.
+        filter_options: Counter,
+        /// Packets passed to the kernel: cut short.
+        filter_truncated: Counter,
+        /// Packets passed to the kernel: to addresses that the link does not want.
+        filter_no_match: Counter,
+        /// Packets passed to the kernel: lengths that do not agree.
+        filter_bad_length: Counter,
+    }
 }
 
 /// A share of arriving datagrams to drop, for tests and labs.

@@ -214,20 +214,9 @@ impl<L: Link> Link for Pair<L> {
     }
 
     fn stats(&mut self) -> LinkStats {
-        let (a, b) = (self.a.link.stats(), self.b.link.stats());
-        LinkStats {
-            received: a.received + b.received,
-            received_bytes: a.received_bytes + b.received_bytes,
-            sent: a.sent + b.sent,
-            sent_bytes: a.sent_bytes + b.sent_bytes,
-            send_full: a.send_full + b.send_full,
-            send_failed: a.send_failed + b.send_failed + self.a.given_up + self.b.given_up,
-            sent_by_kernel: a.sent_by_kernel + b.sent_by_kernel,
-            receive_dropped: a.receive_dropped + b.receive_dropped,
-            fault_dropped: a.fault_dropped + b.fault_dropped,
-            malformed: a.malformed + b.malformed,
-            syscalls: a.syscalls + b.syscalls,
-        }
+        let mut stats = self.a.link.stats().plus(&self.b.link.stats());
+        stats.send_failed += self.a.given_up + self.b.given_up;
+        stats
     }
 
     fn local_b(&self) -> Option<SocketAddrV4> {

@@ -5,6 +5,7 @@
 //! sent. Nothing in a turn waits; when a turn finds nothing to do, the idle strategy decides.
 
 use std::net::SocketAddrV4;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,8 @@ use seqcast_ring::{Consumer, Doorbell};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::link::{Datagram, Link};
+use crate::counters::{self, Builder, Counters, Part};
+use crate::link::{Datagram, Link, LinkStats};
 use crate::prefetch;
 use crate::programs::{Desks, Hub, Wakers};
 use crate::report::{CycleReport, Report};
@@ -31,6 +33,7 @@ mod guard;
 mod idle;
 mod membership;
 mod outbox;
+mod regime;
 mod roles;
 mod session;
 pub mod store;
@@ -43,6 +46,7 @@ use guard::{Guards, Verdict};
 use idle::{IdleState, Rest};
 use membership::Memberships;
 use outbox::{Frame, Local, Mirror, Out};
+use regime::Regime;
 use roles::{Feed, Publish, Record, Setting, Subscribe, start_sources};
 
 /// Frames taken from the link in one turn.
@@ -80,6 +84,42 @@ fn take<T>(list: &mut Vec<(SocketAddrV4, T)>, stream: SocketAddrV4) -> Option<T>
     Some(list.swap_remove(at).1)
 }
 
+/// Makes the counters of all parts visible to all.
+fn show<F: AsRef<[u8]>>(
+    config: &Config,
+    mode: &str,
+    subscribe: &mut [Subscribe<F>],
+    publish: &[Publish],
+    record: &[Record],
+) -> Result<Counters> {
+    let of = |part: &str| Part {
+        part: part.to_owned(),
+        ..Part::default()
+    };
+    let list = |subscribe: &mut [Subscribe<F>]| {
+        let mut builder = Builder::default();
+        builder.numbers::<LinkStats>(of("link"));
+        builder.numbers::<CycleReport>(of("cycle"));
+        subscribe.iter_mut().for_each(|part| part.describe(&mut builder));
+        publish.iter().for_each(|part| part.describe(&mut builder));
+        record.iter().for_each(|part| part.describe(&mut builder));
+        builder
+    };
+    let name = &config.engine.name;
+    let builder = list(subscribe);
+    let counters = match config.engine.counters.as_deref() {
+        Some(path) if path == Path::new("off") => builder.open(None, name, mode)?,
+        Some(path) => builder.open(Some(path), name, mode)?,
+        // Who may not write there has no counters that others see, and runs as well without.
+        None => match builder.open(counters::usual(name).as_deref(), name, mode) {
+            Ok(counters) => counters,
+            Err(_) => list(subscribe).open(None, name, mode)?,
+        },
+    };
+    subscribe.iter_mut().for_each(|part| part.show(&counters));
+    Ok(counters)
+}
+
 /// A running engine.
 pub struct Node<L: Link> {
     name: String,
@@ -105,6 +145,8 @@ pub struct Node<L: Link> {
     /// When a part has something to do next, in monotonic time.
     due: Nanos,
     cycle: CycleReport,
+    regime: Regime,
+    counters: Counters,
     /// Turns so far, for who watches from another thread.
     pulse: Arc<AtomicU64>,
 }
@@ -198,6 +240,8 @@ impl<L: Link> Node<L> {
             (Some(programs), Some(desks)) => Some(Hub::start(programs, desks, Arc::clone(&bell), &config.engine.name)?),
             _ => None,
         };
+        let mode = link.mode();
+        let counters = show(config, &mode, &mut subscribe, &publish, &record)?;
         groups.retain(|g| config.publish.iter().any(|c| c.stream == *g || c.lines.b == Some(*g)));
         let answered = config.archive.iter().map(|c| (c.stream, c.lines.b));
         let mirrored = config.publish.iter().map(|c| (c.stream, c.lines.b)).chain(answered);
@@ -223,6 +267,8 @@ impl<L: Link> Node<L> {
             stopping: false,
             due: 0,
             cycle: CycleReport::default(),
+            regime: Regime::new(now.mono),
+            counters,
             pulse: Arc::default(),
         })
     }
@@ -303,6 +349,7 @@ impl<L: Link> Node<L> {
     #[inline]
     pub fn poll(&mut self) -> Result<bool> {
         let now = self.clock.now();
+        self.regime.passed(now.mono, &mut self.cycle);
         self.guards.renew();
         let mut sent = 0;
         // What waits to be sent does not wait for what has arrived.
@@ -319,6 +366,10 @@ impl<L: Link> Node<L> {
         self.pulse.store(self.cycle.turns, Ordering::Relaxed);
         let worked = received > 0 || sent > 0 || !self.local.is_empty();
         self.cycle.busy += u64::from(worked);
+        self.regime.worked = worked;
+        if self.counters.is_due(now.mono) {
+            self.show_counters(now);
+        }
         Ok(worked)
     }
 
@@ -524,6 +575,7 @@ impl<L: Link> Node<L> {
         let pause = Duration::from_nanos(self.due.saturating_sub(now.mono)).min(longest);
         if !waiting && !pause.is_zero() {
             self.cycle.sleeps += 1;
+            self.regime.asleep = true;
             let wakers = self.hub.as_ref().map(Hub::wakers);
             let wake = wakers.map_or_else(|| self.bell.fd(), Wakers::fd);
             self.link.wait(wake, pause).context("the link failed to wait")?;
@@ -536,6 +588,26 @@ impl<L: Link> Node<L> {
         }
         self.bell.disarm();
         Ok(())
+    }
+
+    /// Lets all see the counters as they are now.
+    #[cold]
+    fn show_counters(&mut self, now: Now) {
+        let (link, cycle) = (&mut self.link, &mut self.cycle);
+        cycle.local_dropped = self.local.dropped;
+        self.regime.look(now.mono, cycle);
+        self.counters.write(now, |to| {
+            // A link asks the kernel.
+            if to.seldom {
+                to.put(&link.stats());
+            } else {
+                to.keep::<LinkStats>();
+            }
+            to.put(cycle);
+            self.subscribe.iter().for_each(|part| part.write_counters(to));
+            self.publish.iter().for_each(|part| part.write_counters(to));
+            self.record.iter().for_each(|part| part.write_counters(to));
+        });
     }
 
     /// Closes everything in order, whatever happened before.

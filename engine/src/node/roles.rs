@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use hdrhistogram::Histogram;
 use seqcast_archive::{Keep as Limits, Options, SyncPolicy};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::client::{Client, ClientConfig, Order, Start};
@@ -31,13 +30,15 @@ use super::store::{Keep, Recorder, Retention};
 use super::waiting::{Backpressure, Waiting};
 use super::window::Window;
 use crate::config::{self, Ack, AtEnd, From as StartAt, Query};
+use crate::counters::{Builder, Counters, Histogram, Part, Writing};
 use crate::feed::sink::{Durable, Sink};
 use crate::feed::source::Source;
 use crate::feed::subject::Router;
 use crate::link::Link;
 use crate::programs::{Lanes, RingWriter};
 use crate::report::{
-    ArchiveReport, Latency, LineReport, MoldSinkReport, MoldSourceReport, PublicationReport, SubscriptionReport,
+    ArchiveCounts, ArchiveReport, Latency, LineCounts, LineReport, MoldSinkReport, MoldSourceReport, PublicationCounts,
+    PublicationReport, SubscriptionCounts, SubscriptionReport,
 };
 use crate::stream_id;
 
@@ -495,11 +496,41 @@ impl Publish {
     }
 
     pub(super) fn report(&self) -> PublicationReport {
-        let stats = self.server.stats();
-        let unacknowledged = self.server.unacknowledged();
         PublicationReport {
             stream: self.group.to_string(),
-            session: self.server.position().0.0,
+            counts: self.counts(),
+            mold: match &self.source {
+                Some(Feed::Thread(source)) => source.mold_report(),
+                _ => self.feed.clone(),
+            },
+        }
+    }
+
+    fn part(&self) -> Part {
+        Part {
+            part: "publication".to_owned(),
+            stream: Some(self.group.to_string()),
+            line: None,
+        }
+    }
+
+    /// Lists its counters.
+    pub(super) fn describe(&self, to: &mut Builder) {
+        to.numbers::<PublicationCounts>(self.part());
+        to.peers(self.part(), "naks_from", NAKS_FROM);
+    }
+
+    /// Writes them, in the same order.
+    pub(super) fn write_counters(&self, to: &mut Writing<'_>) {
+        to.put(&self.counts());
+        to.peers(self.server.askers());
+    }
+
+    fn counts(&self) -> PublicationCounts {
+        let stats = self.server.stats();
+        let unacknowledged = self.server.unacknowledged();
+        PublicationCounts {
+            session: self.server.position().0.0.into(),
             messages: stats.messages,
             bytes: stats.bytes,
             frames: stats.frames,
@@ -517,10 +548,6 @@ impl Publish {
             dropped_unacknowledged: self.dropped(),
             oversize: stats.oversize,
             resumed_at: self.resumed_at,
-            mold: match &self.source {
-                Some(Feed::Thread(source)) => source.mold_report(),
-                _ => self.feed.clone(),
-            },
         }
     }
 
@@ -592,9 +619,11 @@ struct Outlet {
     filter: Option<Filter>,
     now: Now,
     bytes: u64,
-    live: Histogram<u64>,
-    repaired: Histogram<u64>,
+    live: Histogram,
+    repaired: Histogram,
     sessions_ended: u64,
+    /// Where the two histograms are among the engine's counters.
+    histograms: [usize; 2],
 }
 
 fn repair(group: SocketAddrV4, config: &config::Repair) -> RepairConfig {
@@ -621,13 +650,6 @@ enum Target {
     Ring(RingWriter),
 }
 
-/// Latencies above a minute count as one.
-const LONGEST_LATENCY: Nanos = 60 * SECONDS;
-
-fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, LONGEST_LATENCY, 3).context("latency histogram")
-}
-
 impl Application for Outlet {
     fn deliver(&mut self, delivery: &Delivery<'_>) -> bool {
         let taken = match (&mut self.target, &mut self.filter) {
@@ -641,10 +663,10 @@ impl Application for Outlet {
         };
         let Some(wanted) = taken else { return false };
         self.bytes += wanted.bytes;
-        let latency = self.now.wall.saturating_sub(delivery.time).clamp(1, LONGEST_LATENCY);
+        let latency = self.now.wall.saturating_sub(delivery.time).max(1);
         let live = delivery.path == Path::Live && !delivery.waited;
         let histogram = if live { &mut self.live } else { &mut self.repaired };
-        histogram.saturating_record_n(latency, wanted.messages);
+        histogram.record(latency, wanted.messages);
         true
     }
 
@@ -698,6 +720,26 @@ fn say(change: LineChange) -> String {
 fn report_lines(lines: Option<&Lines>, groups: [SocketAddrV4; 2]) -> Vec<LineReport> {
     let report = |lines: &Lines| Line::BOTH.map(|line| LineReport::of(line, groups[line as usize], &lines.stats(line)));
     lines.map(report).into_iter().flatten().collect()
+}
+
+/// What is said of counts by asker.
+const NAKS_FROM: &str = "NAK frames by who sent them: those that sent most.";
+
+fn describe_lines(part: &Part, lines: Option<&Lines>, to: &mut Builder) {
+    for line in Line::BOTH.iter().filter(|_| lines.is_some()) {
+        to.numbers::<LineCounts>(Part {
+            line: Some(line.to_string()),
+            ..part.clone()
+        });
+    }
+}
+
+fn write_lines(lines: Option<&Lines>, to: &mut Writing<'_>) {
+    if let Some(lines) = lines {
+        Line::BOTH
+            .iter()
+            .for_each(|line| to.put(&LineCounts::from(&lines.stats(*line))));
+    }
 }
 
 impl<F: AsRef<[u8]>> Subscribe<F> {
@@ -790,9 +832,10 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
                 filter: config.subjects.as_deref().map(|p| Filter::new(p, with.max_frame)),
                 now: with.now,
                 bytes: 0,
-                live: histogram()?,
-                repaired: histogram()?,
+                live: Histogram::new().with_context(what)?,
+                repaired: Histogram::new().with_context(what)?,
                 sessions_ended: 0,
+                histograms: [0; 2],
             },
             exit_at_end: config.exit_at_end,
         })
@@ -858,11 +901,57 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     }
 
     pub(super) fn report(&self) -> SubscriptionReport {
-        let stats = self.client.stats();
-        let filtered = self.app.filter.as_ref().map_or(0, Filter::unwanted);
         SubscriptionReport {
             stream: self.group.to_string(),
-            session: self.client.position().map_or(0, |(s, _)| s.0),
+            counts: self.counts(),
+            latency_live_ns: Latency::of(&self.app.live),
+            latency_repaired_ns: Latency::of(&self.app.repaired),
+            // Complete when the sink is closed.
+            mold: self
+                .mold()
+                .map(|told| told.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            lines: report_lines(self.client.lines(), self.lines.both_groups(self.group)),
+        }
+    }
+
+    fn part(&self) -> Part {
+        Part {
+            part: "subscription".to_owned(),
+            stream: Some(self.group.to_string()),
+            line: None,
+        }
+    }
+
+    /// Lists its counters.
+    pub(super) fn describe(&mut self, to: &mut Builder) {
+        to.numbers::<SubscriptionCounts>(self.part());
+        let live = "Nanoseconds from sending to delivery of messages that nothing held up.";
+        let repaired = "Nanoseconds from sending to delivery of messages that were repaired, or waited for a repair.";
+        self.app.histograms = [
+            to.histogram(self.part(), "latency_live_ns", live),
+            to.histogram(self.part(), "latency_repaired_ns", repaired),
+        ];
+        describe_lines(&self.part(), self.client.lines(), to);
+    }
+
+    /// Lets all see its histograms.
+    pub(super) fn show(&mut self, counters: &Counters) {
+        [self.app.live, self.app.repaired] = self.app.histograms.map(|at| counters.histogram(at));
+    }
+
+    /// Writes its counters, in the order in which they were listed.
+    pub(super) fn write_counters(&self, to: &mut Writing<'_>) {
+        to.put(&self.counts());
+        to.pass_histogram();
+        to.pass_histogram();
+        write_lines(self.client.lines(), to);
+    }
+
+    fn counts(&self) -> SubscriptionCounts {
+        let stats = self.client.stats();
+        let filtered = self.app.filter.as_ref().map_or(0, Filter::unwanted);
+        SubscriptionCounts {
+            session: self.client.position().map_or(0, |(s, _)| s.0.into()),
             messages: stats.delivered - filtered,
             bytes: self.app.bytes,
             filtered,
@@ -879,13 +968,6 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             unasked: stats.unasked,
             round_trip_ns: stats.round_trip,
             sessions_ended: self.app.sessions_ended,
-            latency_live_ns: Latency::of(&self.app.live),
-            latency_repaired_ns: Latency::of(&self.app.repaired),
-            // Complete when the sink is closed.
-            mold: self
-                .mold()
-                .map(|told| told.lock().unwrap_or_else(PoisonError::into_inner).clone()),
-            lines: report_lines(self.client.lines(), self.lines.both_groups(self.group)),
         }
     }
 
@@ -1039,13 +1121,42 @@ impl Record {
     }
 
     pub(super) fn report(&self) -> ArchiveReport {
-        let stats = self.archiver.stats();
         ArchiveReport {
             stream: self.group.to_string(),
+            counts: self.counts(),
+            lines: report_lines(self.archiver.lines(), self.lines.both_groups(self.group)),
+        }
+    }
+
+    fn part(&self) -> Part {
+        Part {
+            part: "archive".to_owned(),
+            stream: Some(self.group.to_string()),
+            line: None,
+        }
+    }
+
+    /// Lists its counters.
+    pub(super) fn describe(&self, to: &mut Builder) {
+        to.numbers::<ArchiveCounts>(self.part());
+        to.peers(self.part(), "naks_from", NAKS_FROM);
+        describe_lines(&self.part(), self.archiver.lines(), to);
+    }
+
+    /// Writes them, in the same order.
+    pub(super) fn write_counters(&self, to: &mut Writing<'_>) {
+        to.put(&self.counts());
+        to.peers(self.archiver.askers());
+        write_lines(self.archiver.lines(), to);
+    }
+
+    fn counts(&self) -> ArchiveCounts {
+        let stats = self.archiver.stats();
+        ArchiveCounts {
             sessions: self.store.session_count(),
             stored: stats.stored,
-            stored_up_to: self.watermarks.0.0,
-            synced_up_to: self.watermarks.1.0,
+            stored_up_to: self.watermarks.0.0.into(),
+            synced_up_to: self.watermarks.1.0.into(),
             records: stats.records,
             repaired: stats.repaired,
             duplicates: stats.duplicates,
@@ -1063,7 +1174,6 @@ impl Record {
             unasked: stats.unasked,
             foreign: stats.foreign,
             repairs: stats.repairs.repaired,
-            lines: report_lines(self.archiver.lines(), self.lines.both_groups(self.group)),
         }
     }
 

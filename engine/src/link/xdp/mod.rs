@@ -395,7 +395,20 @@ impl Link for XdpLink {
         }
         if let Ok(counters) = self.filter.counters() {
             stats.fault_dropped = counters.fault_dropped;
+            stats.filter_redirected = counters.redirected;
+            stats.filter_no_socket = counters.no_socket;
+            stats.filter_not_udp = counters.not_udp;
+            stats.filter_fragment = counters.fragment;
+            stats.filter_options = counters.options;
+            stats.filter_truncated = counters.truncated;
+            stats.filter_no_match = counters.no_match;
+            stats.filter_bad_length = counters.bad_length;
         }
+        let frames = self.frames();
+        stats.frames_free = frames.free as u64;
+        stats.frames_fill = frames.fill as u64;
+        stats.frames_held = frames.held as u64;
+        stats.frames_sending = frames.sending as u64;
         stats
     }
 }
