@@ -7,3 +7,4 @@ pub mod itch;
 pub mod lab;
 pub mod sim;
 mod table;
+pub mod watch;

@@ -77,6 +77,11 @@ enum Command {
         seqcast lab check\n  \
         seqcast lab run --clients 8 --rate 200000 --drop 0.001")]
     Lab(cli::lab::Args),
+    /// Print or serve the counters of all engines of this host, for Prometheus.
+    #[command(after_help = "Examples:\n  \
+        seqcast metrics\n  \
+        seqcast metrics --listen 127.0.0.1:9464")]
+    Metrics(cli::watch::MetricsArgs),
     /// Play servers, archives and clients in simulated time, with faults, and check every rule.
     ///
     /// The production code runs over a network that loses, doubles, delays and damages frames, on
@@ -98,6 +103,13 @@ enum Command {
         --speed 10x --stdout --format json | consumer\n  \
         seqcast replay ticks --session all --to-file day.bin --format binaryfile")]
     Replay(cli::replay::Args),
+    /// Show what all engines of this host are doing: rates, latencies, and what is wrong, in words.
+    ///
+    /// Reading disturbs no engine.
+    #[command(after_help = "Examples:\n  \
+        seqcast top\n  \
+        seqcast top --once --json | jq .warnings")]
+    Top(cli::watch::TopArgs),
     /// Change what "seqcast check" finds wrong, as far as it can be changed without a restart.
     ///
     /// Some NICs drop their link for a second when queues or rings change: not while a stream runs.
@@ -116,8 +128,10 @@ fn main() -> ExitCode {
         Command::Itch(args) => cli::itch::run(&args),
         Command::Key(args) => cli::key::run(&args),
         Command::Lab(args) => cli::lab::run(&args),
+        Command::Metrics(args) => cli::watch::metrics(&args),
         Command::Sim(args) => cli::sim::run(&args),
         Command::Replay(args) => cli::replay::run(&args),
+        Command::Top(args) => cli::watch::top(&args),
         Command::Tune(args) => cli::host::tune(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -16,6 +16,7 @@ pub(crate) mod lab;
 pub(crate) mod replay;
 pub(crate) mod sim;
 mod stop;
+pub(crate) mod watch;
 
 /// For commands whose work is their output: one whose reader has seen enough (`| head`) is done.
 fn done_if_pipe_closed(result: Result<ExitCode>) -> Result<ExitCode> {

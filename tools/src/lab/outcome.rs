@@ -344,7 +344,7 @@ fn microseconds(latency: Latency) -> [String; 3] {
 mod tests {
     use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy};
     use seqcast_engine::feed::binaryfile::Writer;
-    use seqcast_engine::report::{ArchiveReport, SubscriptionReport};
+    use seqcast_engine::report::{ArchiveCounts, ArchiveReport, SubscriptionCounts, SubscriptionReport};
     use seqcast_proto::seq::{Session, Stream};
 
     use super::*;
@@ -436,22 +436,28 @@ mod tests {
                 max: 0,
             };
             client.report.subscriptions = vec![SubscriptionReport {
-                gaps: 999_999,
-                repaired_archive: 9_999_999,
-                repaired_server: 999_999,
-                lost: 9_999,
-                duplicates: 9_999_999,
+                counts: SubscriptionCounts {
+                    gaps: 999_999,
+                    repaired_archive: 9_999_999,
+                    repaired_server: 999_999,
+                    lost: 9_999,
+                    duplicates: 9_999_999,
+                    ..SubscriptionCounts::default()
+                },
                 latency_live_ns: slow,
                 latency_repaired_ns: slow,
                 ..SubscriptionReport::default()
             }];
         }
         outcome.archive.archives = vec![ArchiveReport {
-            stored: 100_000_000,
-            records: 100_000_000,
-            gaps: 999_999,
-            repaired: 9_999_999,
-            repairs: 99_999_999,
+            counts: ArchiveCounts {
+                stored: 100_000_000,
+                records: 100_000_000,
+                gaps: 999_999,
+                repaired: 9_999_999,
+                repairs: 99_999_999,
+                ..ArchiveCounts::default()
+            },
             ..ArchiveReport::default()
         }];
         let text = outcome.to_string();

@@ -1,0 +1,152 @@
+//! What an operator should know, in words.
+
+use std::time::SystemTime;
+
+use super::summary::{Engine, PartSummary};
+
+/// An engine that wrote nothing for so long is stuck: it writes ten times a second.
+const SILENT_S: f64 = 2.0;
+/// NAK frames a second from which on a receiver is named.
+const MANY_NAKS: f64 = 10.0;
+/// A turn that took so long held up all streams of the engine.
+const SLOW_TURN_NS: u64 = 10_000_000;
+
+/// What is wrong with an engine, worst first.
+#[must_use]
+pub fn warnings(engine: &Engine) -> Vec<String> {
+    let mut all = Vec::new();
+    let age = SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0.0, |now| now.as_secs_f64() - engine.written as f64 / 1e9);
+    if !engine.alive {
+        all.push("its process is gone: it was killed, or it crashed".to_owned());
+    } else if engine.written > 0 && age > SILENT_S {
+        all.push(format!(
+            "has written nothing for {age:.0} s: it is stopped, or stuck in a turn"
+        ));
+    }
+    engine
+        .parts("subscription")
+        .for_each(|part| subscription(part, &mut all));
+    engine.parts("archive").for_each(|part| archive(part, &mut all));
+    engine.parts("publication").for_each(|part| publication(part, &mut all));
+    engine.parts("link").for_each(|part| link(part, &mut all));
+    for part in engine.parts("cycle") {
+        let longest = part.total("longest_turn_lately_ns");
+        if longest > SLOW_TURN_NS {
+            let ms = longest / 1_000_000;
+            all.push(format!(
+                "a turn took {ms} ms: the core was taken away, or a sink or disk held it up"
+            ));
+        }
+    }
+    all
+}
+
+fn stream(part: &PartSummary) -> &str {
+    part.of.stream.as_deref().unwrap_or("?")
+}
+
+fn subscription(part: &PartSummary, all: &mut Vec<String>) {
+    let stream = stream(part);
+    if part.total("lost") > 0 {
+        all.push(format!(
+            "{stream}: {} messages LOST since the start",
+            part.total("lost")
+        ));
+    }
+    if part.total("foreign") > 0 {
+        all.push(format!(
+            "{stream}: a SECOND SERVER sends under the same identity; it is refused"
+        ));
+    }
+    if part.rate("refused") > 0.0 {
+        all.push(format!(
+            "{stream}: its sink has no room: what takes the messages is too slow"
+        ));
+    }
+    if part.rate("overruns") > 0.0 {
+        all.push(format!(
+            "{stream}: frames dropped for want of room to hold them: it repairs more than it can keep"
+        ));
+    }
+}
+
+fn archive(part: &PartSummary, all: &mut Vec<String>) {
+    let stream = stream(part);
+    if part.rate("full") > 0.0 {
+        all.push(format!(
+            "{stream}: the archive's DISK IS FULL; the server keeps what it does not store"
+        ));
+    }
+    if part.rate("failed") > 0.0 {
+        all.push(format!("{stream}: the archive's log FAILS; see its messages"));
+    }
+    if part.total("missing") > 0 && part.rate("repaired") == 0.0 {
+        all.push(format!(
+            "{stream}: the archive misses {} messages and gets none",
+            part.total("missing")
+        ));
+    }
+    if part.total("lost") > 0 {
+        all.push(format!(
+            "{stream}: {} messages are not in the archive: nobody had them",
+            part.total("lost")
+        ));
+    }
+    askers(part, all);
+}
+
+fn publication(part: &PartSummary, all: &mut Vec<String>) {
+    let stream = stream(part);
+    if part.rate("held_back") > 0.0 {
+        all.push(format!(
+            "{stream}: the source WAITS: {} messages are not acknowledged by the archives",
+            part.total("unacknowledged")
+        ));
+    }
+    if part.total("dropped_unacknowledged") > 0 {
+        all.push(format!(
+            "{stream}: {} messages GIVEN UP that no archive had acknowledged",
+            part.total("dropped_unacknowledged")
+        ));
+    }
+    if part.total("foreign") > 0 {
+        all.push(format!(
+            "{stream}: another server uses this identity: stop one of the two"
+        ));
+    }
+    askers(part, all);
+}
+
+fn askers(part: &PartSummary, all: &mut Vec<String>) {
+    for peer in part.peers.iter().filter(|peer| peer.rate >= MANY_NAKS) {
+        all.push(format!(
+            "{}: {} asks for repairs {:.0} times a second: it loses frames",
+            stream(part),
+            peer.address,
+            peer.rate
+        ));
+    }
+}
+
+fn link(part: &PartSummary, all: &mut Vec<String>) {
+    if part.rate("receive_dropped") > 0.0 {
+        all.push(format!(
+            "the kernel drops {:.0} frames a second: the engine is too slow or has no core of its own",
+            part.rate("receive_dropped")
+        ));
+    }
+    if part.rate("filter_no_socket") > 0.0 {
+        all.push("frames arrive on a queue that the engine does not serve: see `seqcast check`".to_owned());
+    }
+    if part.rate("send_failed") > 0.0 {
+        all.push(format!(
+            "the kernel refuses {:.0} frames a second: route or firewall",
+            part.rate("send_failed")
+        ));
+    }
+    if part.rate("malformed") > 0.0 {
+        all.push(format!("{:.0} malformed frames a second", part.rate("malformed")));
+    }
+}
