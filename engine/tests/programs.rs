@@ -1,12 +1,15 @@
 //! Programs beside an engine of this process, over loopback.
 
 use std::net::SocketAddrV4;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use seqcast_client::protocol::{Request, Role, VERSION, Wait};
+use seqcast_client::socket::{MAX_MESSAGE, Socket};
 use seqcast_client::{
     Engine, Error, EventKind, From, Position, Publisher, PublisherOptions, Received, Refusal, Subscriber,
     SubscriberOptions,
@@ -15,6 +18,7 @@ use seqcast_engine::config::Config;
 use seqcast_engine::link::udp::{UdpConfig, UdpLink};
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use seqcast_engine::report::Report;
+use seqcast_proto::rng::Rng;
 
 const LONG: Option<Duration> = Some(Duration::from_secs(30));
 
@@ -288,4 +292,89 @@ fn programs_notice_that_their_engine_has_ended() {
     let short = Some(Duration::from_millis(20));
     assert!(matches!(publisher.publish("", b"x", short), Err(Error::Timeout)));
     assert!(subscriber.next(short).unwrap().is_none());
+}
+
+/// Writes anything anywhere into the lane that it has been given, and says anything over the socket, while
+/// others go on undisturbed.
+#[test]
+fn a_hostile_program_harms_itself_only() {
+    let group = group();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let running = Running::start(&both(group, "", &format!("socket = {path:?}\nmax = 40"), ""));
+    let target = Engine::at(&path);
+    let (mut publisher, mut subscriber) = attach(&target);
+    let mut rng = Rng::new(3);
+    let mut number = 0_u32;
+    for round in 0..24 {
+        let socket = Socket::connect(&path).unwrap();
+        let request = Request::Attach {
+            version: VERSION,
+            role: if round % 4 == 3 { Role::Subscribe } else { Role::Publish },
+            stream: None,
+            name: "hostile".into(),
+        };
+        socket.send(&request.encode(), &[]).unwrap();
+        let mut buffer = [0; MAX_MESSAGE];
+        let fds = loop {
+            match socket.receive(&mut buffer).unwrap() {
+                Some((_, fds)) => break fds,
+                None => drop(socket.wait(LONG)),
+            }
+        };
+        let memory = std::fs::File::from(fds.into_iter().next().unwrap());
+        assert!(memory.set_len(0).is_err(), "its memory cannot be taken away");
+        for _ in 0..200 {
+            // Mostly where positions and the first entries lie.
+            let at = if rng.below(4) == 0 {
+                rng.below(1 << 16)
+            } else {
+                rng.below(64) * 8
+            };
+            let word = match rng.below(3) {
+                0 => rng.next_u64(),
+                1 => rng.below(4096),
+                _ => rng.below(300) | rng.below(300) << 32,
+            };
+            let written = memory.write_at(&word.to_le_bytes(), at);
+            assert_eq!(written.is_err(), round % 4 == 3, "a ring cannot be written, a lane can");
+            let noise = rng.next_u64().to_le_bytes();
+            // It may have been cut off by now.
+            let _ = match rng.below(8) {
+                0 if round % 2 == 0 => socket.send(&noise, &[]),
+                1 => socket.send(&Request::Wait(Wait::Room(rng.below(9))).encode(), &[]),
+                2 => socket.send(
+                    &Request::CatchUp {
+                        session: 1,
+                        sequence: 7,
+                    }
+                    .encode(),
+                    &[],
+                ),
+                _ => Ok(()),
+            };
+            publisher.publish("good", &number.to_le_bytes(), LONG).unwrap();
+            number += 1;
+        }
+        // Some stay until the end.
+        if round % 3 == 0 {
+            std::mem::forget(socket);
+        }
+    }
+    publisher.flush(LONG).unwrap();
+    let mut next = 0_u32;
+    while next < number {
+        match subscriber.next(LONG).unwrap().expect("something within the time") {
+            Received::Event(event) => assert_ne!(event.kind, EventKind::Lost),
+            Received::Message(message) if message.subject == b"good" => {
+                assert_eq!(message.payload, next.to_le_bytes());
+                next += 1;
+            }
+            // What the other one managed to publish.
+            Received::Message(message) => assert!(message.subject.len() <= 255),
+        }
+    }
+    let report = running.end();
+    assert!(report.programs.unwrap().broken > 0);
+    assert!(!path.exists());
 }

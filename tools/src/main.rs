@@ -92,6 +92,15 @@ enum Command {
         seqcast sim --seed 42 --shrink\n  \
         seqcast sim --hours 8")]
     Sim(cli::sim::Args),
+    /// Publish messages through an engine, as any program beside it does.
+    ///
+    /// What the engine has taken is published whatever happens to this command: it may be ended or killed at
+    /// any time. If the engine goes away, it waits for it to come back.
+    #[command(after_help = "Examples:\n  \
+        echo hello | seqcast publish\n  \
+        seqcast publish --socket /run/seqcast/eth1.sock --stream 239.1.1.1:5000 --format binaryfile --rate 100000 day.bin\n  \
+        seqcast publish --subject md.eq --format hex < messages.txt")]
+    Publish(cli::publish::Args),
     /// Play what an archive holds again: to a file, a pipe, or as a new stream.
     ///
     /// A stream is a new session of its own, on a group that has no server, with heartbeats, repairs
@@ -103,6 +112,15 @@ enum Command {
         --speed 10x --stdout --format json | consumer\n  \
         seqcast replay ticks --session all --to-file day.bin --format binaryfile")]
     Replay(cli::replay::Args),
+    /// Receive messages through an engine, as any program beside it does.
+    ///
+    /// What this command was too slow for, or what came while the engine was away, is fetched from archive or
+    /// server and comes in its place. It waits for an engine that goes away.
+    #[command(after_help = "Examples:\n  \
+        seqcast subscribe --format json | jq .payload\n  \
+        seqcast subscribe --stream 239.1.1.1:5000 --subject 'md.*' --from session --count 100\n  \
+        seqcast subscribe --from 1795374220:812 --out day.bin --format binaryfile")]
+    Subscribe(cli::subscribe::Args),
     /// Show what all engines of this host are doing: rates, latencies, and what is wrong, in words.
     ///
     /// Reading disturbs no engine.
@@ -130,6 +148,8 @@ fn main() -> ExitCode {
         Command::Lab(args) => cli::lab::run(&args),
         Command::Metrics(args) => cli::watch::metrics(&args),
         Command::Sim(args) => cli::sim::run(&args),
+        Command::Publish(args) => cli::publish::run(&args),
+        Command::Subscribe(args) => cli::subscribe::run(&args),
         Command::Replay(args) => cli::replay::run(&args),
         Command::Top(args) => cli::watch::top(&args),
         Command::Tune(args) => cli::host::tune(&args),

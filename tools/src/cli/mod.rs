@@ -13,9 +13,11 @@ pub(crate) mod host;
 pub(crate) mod itch;
 pub(crate) mod key;
 pub(crate) mod lab;
+pub(crate) mod publish;
 pub(crate) mod replay;
 pub(crate) mod sim;
 mod stop;
+pub(crate) mod subscribe;
 pub(crate) mod watch;
 
 /// For commands whose work is their output: one whose reader has seen enough (`| head`) is done.
