@@ -1,4 +1,5 @@
-//! How long one append takes at a fixed rate, by sync policy, and what the background threads use.
+//! How long one append takes at a fixed rate, by sync policy, beside the same copy and checksum into
+//! anonymous memory that is there already, and what the background threads use.
 //!
 //! ```text
 //! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS]]
@@ -15,17 +16,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
-use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy};
+use memmap2::MmapMut;
+use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy, crc32c_of};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
 const LOADS: [(usize, u64); 3] = [(256, 1_000_000), (1400, 500_000), (256, 20_000)];
-const POLICIES: [(&str, SyncPolicy); 4] = [
-    ("none", SyncPolicy::None),
-    ("10 ms", SyncPolicy::EveryMs(10)),
-    ("100 ms", SyncPolicy::EveryMs(100)),
-    ("1000 ms", SyncPolicy::EveryMs(1000)),
+/// Without a policy: the copy into anonymous memory, to which the others are compared.
+const POLICIES: [(&str, Option<SyncPolicy>); 5] = [
+    ("(memory)", None),
+    ("none", Some(SyncPolicy::None)),
+    ("10 ms", Some(SyncPolicy::EveryMs(10))),
+    ("100 ms", Some(SyncPolicy::EveryMs(100))),
+    ("1000 ms", Some(SyncPolicy::EveryMs(1000))),
 ];
 const KEPT: u64 = 256 << 20;
+const HEADER: usize = 32;
 
 /// What one run measured.
 #[derive(Clone, Copy)]
@@ -52,15 +57,20 @@ fn main() -> Result<()> {
         bail!("needs two cores");
     };
     println!(
-        "| record, rate | sync | p50 ns | p99 ns | p99.9 ns | p99.99 ns | reached, M/s | background, cores | appender in kernel, cores |"
+        "| record, rate | sync | p50 ns | p99 ns | of memory's | p99.9 ns | of memory's | p99.99 ns | reached, M/s | background, cores | appender in kernel, cores |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for (bytes, rate) in LOADS {
         let mut runs = vec![Vec::new(); POLICIES.len()];
         for _ in 0..rounds {
             for (at, (_, sync)) in POLICIES.into_iter().enumerate() {
                 // The background threads inherit the affinity of the thread that opens.
                 core_affinity::set_for_current(helpers);
+                let Some(sync) = sync else {
+                    core_affinity::set_for_current(ours);
+                    runs[at].push(memory(bytes, rate, seconds)?);
+                    continue;
+                };
                 let dir = Path::new(&dir).join(format!("append-latency-{}", std::process::id()));
                 let run = measure(&dir, sync, bytes, rate, seconds, || {
                     core_affinity::set_for_current(ours);
@@ -69,17 +79,25 @@ fn main() -> Result<()> {
                 runs[at].push(run?);
             }
         }
-        for ((name, _), runs) in POLICIES.iter().zip(&runs) {
-            let median = |of: fn(&Run) -> f64| {
-                let mut values: Vec<f64> = runs.iter().map(of).collect();
-                values.sort_by(f64::total_cmp);
-                values[values.len() / 2]
+        let memory = &runs[0];
+        for ((name, _), own) in POLICIES.iter().zip(&runs) {
+            let median = |of| median(own, of);
+            // Within each round, then the median.
+            let ratio = |of: fn(&Run) -> u64| {
+                let mut values: Vec<f64> = own
+                    .iter()
+                    .zip(memory)
+                    .map(|(r, m)| of(r) as f64 / of(m) as f64)
+                    .collect();
+                middle(&mut values)
             };
             println!(
-                "| {bytes} B, {rate}/s | {name} | {} | {} | {} | {} | {:.2} | {:.3} | {:.3} |",
+                "| {bytes} B, {rate}/s | {name} | {} | {} | {:.2} | {} | {:.2} | {} | {:.2} | {:.3} | {:.3} |",
                 median(|r| r.p50 as f64),
                 median(|r| r.p99 as f64),
+                ratio(|r| r.p99),
                 median(|r| r.p999 as f64),
+                ratio(|r| r.p999),
                 median(|r| r.p9999 as f64),
                 median(|r| r.rate / 1e6),
                 median(|r| r.background),
@@ -88,6 +106,40 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn median(runs: &[Run], of: fn(&Run) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(of).collect();
+    middle(&mut values)
+}
+
+fn middle(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The least that an append must do.
+fn memory(bytes: usize, rate: u64, seconds: u64) -> Result<Run> {
+    let mut window = MmapMut::map_anon(KEPT as usize)?;
+    window.fill(1);
+    let block = vec![0x5a; bytes];
+    let step = (HEADER + bytes).next_multiple_of(8);
+    let mut at = 0;
+    paced(rate, seconds, |n| {
+        if at + step > window.len() {
+            at = 0;
+        }
+        let from = Instant::now();
+        let (start, rest) = window[at..at + HEADER + bytes].split_at_mut(HEADER);
+        rest.copy_from_slice(&block);
+        let head = [n, n, n];
+        let word = bytes as u64 | u64::from(crc32c_of(head, &block)) << 32;
+        for (place, word) in start.as_chunks_mut().0.iter_mut().zip([word, n, n, n]) {
+            *place = word.to_le_bytes();
+        }
+        at += step;
+        Ok(from.elapsed())
+    })
 }
 
 fn measure(dir: &Path, sync: SyncPolicy, bytes: usize, rate: u64, seconds: u64, pin: impl Fn()) -> Result<Run> {
@@ -105,6 +157,21 @@ fn measure(dir: &Path, sync: SyncPolicy, bytes: usize, rate: u64, seconds: u64, 
     let log = archive.create_session(Session(1), meta)?;
     let block = vec![0x5a; bytes];
     let keep = (KEPT / (bytes as u64 + 32)) as u32;
+    let run = paced(rate, seconds, |n| {
+        let from = Instant::now();
+        log.append(Seq(n as u32 + 1), 1, n, n, 0, &block)?;
+        let took = from.elapsed();
+        if n % 4096 == 0 && log.stored().total() > u64::from(keep) {
+            log.release_below(Seq(n as u32 - keep));
+        }
+        Ok(took)
+    })?;
+    archive.close()?;
+    Ok(run)
+}
+
+/// Calls `append`, which says how long it took, at the time it is due or as soon as possible after.
+fn paced(rate: u64, seconds: u64, mut append: impl FnMut(u64) -> Result<Duration>) -> Result<Run> {
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 1_000_000_000, 3)?;
     let (total, warm) = (rate * seconds, rate);
     let mut before = (0.0, 0.0, Instant::now());
@@ -118,18 +185,13 @@ fn measure(dir: &Path, sync: SyncPolicy, bytes: usize, rate: u64, seconds: u64, 
         while Instant::now() < due {
             spin_loop();
         }
-        let from = Instant::now();
-        log.append(Seq(n as u32 + 1), 1, n, n, 0, &block)?;
-        let took = from.elapsed();
+        let took = append(n)?;
         if n >= warm {
             histogram.saturating_record(took.as_nanos() as u64);
         }
-        if n % 4096 == 0 && log.stored().total() > u64::from(keep) {
-            log.release_below(Seq(n as u32 - keep));
-        }
     }
     let wall = before.2.elapsed().as_secs_f64();
-    let run = Run {
+    Ok(Run {
         p50: histogram.value_at_quantile(0.5),
         p99: histogram.value_at_quantile(0.99),
         p999: histogram.value_at_quantile(0.999),
@@ -137,9 +199,7 @@ fn measure(dir: &Path, sync: SyncPolicy, bytes: usize, rate: u64, seconds: u64, 
         rate: total as f64 / wall,
         background: (background()? - before.0) / wall,
         faults: (in_kernel()? - before.1) / wall,
-    };
-    archive.close()?;
-    Ok(run)
+    })
 }
 
 /// User and system time of a task, in clock ticks of 10 ms.

@@ -21,6 +21,7 @@ mod crc;
 mod error;
 mod index;
 pub mod mapping;
+pub mod prefetch;
 mod reader;
 mod record;
 mod recovery;

@@ -46,9 +46,15 @@ fn assert_holds(log: &SessionLog, first: u32, count: u16, len: usize) {
 
 /// Ends the archive without its orderly close, as a kill would: the mapped files stay as they are.
 fn kill(archive: Archive, dir: &Path) -> tempfile::TempDir {
+    let copy = kill_copy(dir);
+    drop(archive);
+    copy
+}
+
+/// What a kill at this moment would leave behind.
+fn kill_copy(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir, copy.path());
-    drop(archive);
     copy
 }
 
@@ -120,8 +126,7 @@ fn a_kill_at_any_record_loses_nothing() {
     for seq in 1..=130 {
         append(archive.session_mut(SESSION).unwrap(), seq, 1, 1500).unwrap();
         if seq % 13 == 0 {
-            let mut copy = tempfile::tempdir().unwrap();
-            copy_dir(dir.path(), copy.path());
+            let mut copy = kill_copy(dir.path());
             // Two kills in a row, with more appended in between.
             for more in 0..2 {
                 let mut killed = Archive::open(copy.path(), STREAM, SMALL).unwrap();
@@ -504,6 +509,37 @@ fn records_become_synced_by_the_policy() {
         while log.synced().as_slice() != [range(1, 100)] {
             std::thread::yield_now();
         }
+    }
+}
+
+#[test]
+fn after_a_kill_only_what_follows_the_last_checkpoint_is_read() {
+    for records in [500, 4000] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = filled(dir.path(), SMALL, records, 1000);
+        let copy = kill_copy(dir.path());
+        let (_, what, stored) = reopen(copy.path());
+        assert_eq!(stored, records);
+        // Two segments, however many came before.
+        let most = 2 * SMALL.segment_bytes;
+        assert!(
+            matches!(what[..], [What::Scanned { bytes, .. }] if bytes <= most),
+            "{what:?}"
+        );
+
+        let log = archive.session_mut(SESSION).unwrap();
+        log.sync().unwrap();
+        for seq in records + 1..=records + 3 {
+            append(log, seq, 1, 1000).unwrap();
+        }
+        let (_, what, stored) = reopen(kill(archive, dir.path()).path());
+        assert_eq!(stored, records + 3);
+        let unsynced = What::Scanned {
+            segments: 1,
+            records: 3,
+            bytes: 3 * 1032,
+        };
+        assert_eq!(what, [unsynced]);
     }
 }
 

@@ -1,5 +1,5 @@
-//! The append log, beside the least that any such log must do: copy each record into memory that is
-//! there already, and compute its checksum.
+//! The append log, beside the least that any such log must do: copy each record into memory or a
+//! mapped file that is there already, with the same header, alignment and checksum.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use core_affinity::CoreId;
 use hdrhistogram::Histogram;
 use memmap2::MmapMut;
-use seqcast_archive::{Archive, Options, SessionLog, SessionMeta};
+use seqcast_archive::{Archive, Options, SessionLog, SessionMeta, crc32c_of};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
 use crate::duel::histogram;
@@ -20,7 +20,7 @@ pub(crate) const SIZES: [usize; 3] = [64, 256, 1400];
 const MOST: usize = 1 << 30;
 /// Bytes of the mapping that the limit writes to, again and again, and what a record takes besides
 /// its payload.
-const WINDOW: usize = 64 << 20;
+const WINDOW: usize = 256 << 20;
 const HEADER: usize = 32;
 const SESSION: Session = Session(1);
 
@@ -89,11 +89,19 @@ fn fill(log: &mut SessionLog, block: &[u8], start: Instant, time: Duration) -> R
 }
 
 /// Records a second of the limit.
-pub(crate) fn append_limit(size: usize, core: CoreId, time: Duration) -> Result<f64> {
+pub(crate) fn append_limit(place: Place<'_>, size: usize, core: CoreId, time: Duration) -> Result<f64> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             pin(core)?;
-            let mut window = MmapMut::map_anon(WINDOW).context("no memory")?;
+            let mut window = match place {
+                Place::Files(directory) => {
+                    let file = tempfile::tempfile_in(directory).context("cannot make a file")?;
+                    file.set_len(WINDOW as u64)?;
+                    // SAFETY: the file has no name and is in nobody else's hands.
+                    unsafe { MmapMut::map_mut(&file) }.context("cannot map a file")?
+                }
+                Place::Memory => MmapMut::map_anon(WINDOW).context("no memory")?,
+            };
             window.fill(1);
             let block = vec![0x5a; size];
             let step = (HEADER + size).next_multiple_of(8);
@@ -103,11 +111,13 @@ pub(crate) fn append_limit(size: usize, core: CoreId, time: Duration) -> Result<
                 if at + step > WINDOW {
                     at = 0;
                 }
-                let record = &mut window[at..at + HEADER + size];
-                record[8..16].copy_from_slice(&count.to_le_bytes());
-                record[HEADER..].copy_from_slice(&block);
-                let sum = crc_fast::crc32_iscsi(&record[8..]);
-                record[..4].copy_from_slice(&sum.to_le_bytes());
+                let (header, payload) = window[at..at + HEADER + size].split_at_mut(HEADER);
+                payload.copy_from_slice(&block);
+                let words = [count; 3];
+                let first = size as u64 | u64::from(crc32c_of(words, &block)) << 32;
+                for (place, word) in header.as_chunks_mut().0.iter_mut().zip([first, count, count, count]) {
+                    *place = word.to_le_bytes();
+                }
                 at += step;
                 count += 1;
                 if count.is_multiple_of(256) && start.elapsed() >= time {

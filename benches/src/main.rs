@@ -197,13 +197,16 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
     }
     let whats = ["append 64 B", "append 256 B", "append 1400 B"];
     for (size, what) in log::SIZES.into_iter().zip(whats) {
-        let limit = "memcpy + CRC32C";
-        let rate = log::append_limit(size, cores[0], time)?;
-        results.add_rate(name(LOG, limit, what, None), rate);
-        let rate = log::append(log::Place::Memory, size, cores[0], time)?;
-        results.add_rate(name(LOG, "log in memory", what, against(limit, what)), rate);
-        let rate = log::append(log::Place::Files(&cli.out), size, cores[0], time)?;
-        results.add_rate(name(LOG, "log in files", what, against(limit, what)), rate);
+        let places = [
+            (log::Place::Memory, "memcpy + CRC32C, memory", "log in memory"),
+            (log::Place::Files(&cli.out), "memcpy + CRC32C, file", "log in files"),
+        ];
+        for (place, limit, contender) in places {
+            let rate = log::append_limit(place, size, cores[0], time)?;
+            results.add_rate(name(LOG, limit, what, None), rate);
+            let rate = log::append(place, size, cores[0], time)?;
+            results.add_rate(name(LOG, contender, what, against(limit, what)), rate);
+        }
     }
     let trips = log::look_up(&cli.out, 256, cores[0], time)?;
     results.add_latency(name(LOG, "log in files", "random read 256 B", None), &trips);

@@ -22,7 +22,6 @@ pub mod feed;
 pub mod keys;
 pub mod link;
 pub mod node;
-mod prefetch;
 pub mod programs;
 pub mod report;
 

@@ -8,9 +8,13 @@ use seqcast_proto::seq::{Seq, SeqRange, Session};
 use super::{SessionLog, map_chunk, map_segment};
 use crate::background::{Jobs, STEP, Unsynced, touched_first};
 use crate::index::{CHUNK_ENTRIES, chunk_of};
+use crate::prefetch;
 use crate::record::{self, Head};
 use crate::segment::{self, Position, Segment};
 use crate::{AppendError, Error, MAX_RANGES};
+
+/// How far ahead of the records memory is asked for.
+const ASK_AHEAD: usize = 2048;
 
 impl SessionLog {
     /// Appends a block of `count` consecutive messages, the first of which has number `first`.
@@ -138,6 +142,12 @@ impl SessionLog {
         }
         mapped.map.publish(at, length);
         current.end += size as u32;
+        // The memory behind it is cold, and a write to it holds up all writes after it.
+        let bytes = mapped.map.bytes();
+        let next = at + size + ASK_AHEAD;
+        if let Some(bytes) = bytes.get(next..next + size) {
+            prefetch::to_write(bytes);
+        }
     }
 
     /// Tells the helper how far the log goes, and wakes it when it has something to do.

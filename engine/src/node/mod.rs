@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use seqcast_archive::prefetch;
 use seqcast_proto::io::Application;
 use seqcast_proto::lines::Line;
 use seqcast_proto::seal::TRAILER;
@@ -23,7 +24,6 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{self, Builder, Counters, Part};
 use crate::link::{Datagram, Link, LinkStats};
-use crate::prefetch;
 use crate::programs::{Desks, Hub, Wakers};
 use crate::report::{CycleReport, Report};
 

@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::io;
 
 use memmap2::{Advice, MmapMut};
+use seqcast_archive::prefetch;
 use seqcast_proto::io::{End, Lookup, Record, Refused, ServerStore, Store};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::time::Nanos;
 use seqcast_proto::wire::{Block, Reason};
-
-use crate::prefetch;
 
 /// Bytes of memory for each frame that can be kept, on average; smaller frames leave room unused.
 const BYTES_PER_FRAME: usize = 256;

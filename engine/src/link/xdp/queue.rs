@@ -21,7 +21,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
 use super::config::XdpConfig;
 use super::{invalid, sys};
-use crate::prefetch;
+use seqcast_archive::prefetch;
 
 /// What is read of a packet when it arrives: the headers of Ethernet, IP, UDP and the stream.
 const HEADERS: usize = 128;

@@ -6,13 +6,13 @@ const LINE: usize = 64;
 /// Asks for `bytes`, to read them soon. A few hundred bytes at a time are useful, more are forgotten
 /// before they are read.
 #[inline]
-pub(crate) fn to_read(bytes: &[u8]) {
+pub fn to_read(bytes: &[u8]) {
     ask::<false>(bytes);
 }
 
 /// Asks for `bytes`, to write them soon.
 #[inline]
-pub(crate) fn to_write(bytes: &[u8]) {
+pub fn to_write(bytes: &[u8]) {
     ask::<true>(bytes);
 }
 
