@@ -119,6 +119,16 @@ counts! {
         duplicates: Counter,
         /// NAK frames sent.
         naks: Counter,
+        /// Ranges that a party refused to repair: it has not seen them yet.
+        refused_not_yet: Counter,
+        /// Ranges that a party refused to repair: it keeps them no more.
+        refused_too_old: Counter,
+        /// Ranges that a party refused to repair: they are lost for good.
+        refused_lost: Counter,
+        /// Ranges that a party refused to repair: it does not know the session.
+        refused_unknown_session: Counter,
+        /// Ranges that a party refused to repair for now: it is asked too much.
+        refused_busy: Counter,
         /// Frames dropped because they were too far ahead or nothing could be held.
         overruns: Counter,
         /// Times that the sink had no room.

@@ -87,6 +87,7 @@ fn the_archive_is_asked_then_the_server_then_both_again_until_the_range_is_lost(
     let roles = world
         .client("late", true)
         .replace("from = \"session\"", "from = \"now\"");
+    until("the stream has begun", || world.delivered("heard") > 0);
     let late_client = world.start_missing("late", 1_500, 20, &roles);
     for mut process in clients.into_iter().chain([late_client]) {
         process.wait(LIMIT).unwrap();
@@ -222,6 +223,7 @@ fn what_the_archive_gave_up_comes_from_the_server_and_what_both_gave_up_is_lost_
     );
     let report = &world.report("late")["subscriptions"][0];
     assert_eq!(report["lost"], lost.len(), "{report}");
+    assert!(report["refused_too_old"].as_u64() >= Some(2), "by both: {report}");
     for who in ["repaired_archive", "repaired_server"] {
         assert!(report[who].as_u64() > Some(0), "{report}");
     }

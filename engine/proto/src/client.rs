@@ -125,6 +125,16 @@ pub struct ClientStats {
     pub malformed: u64,
     /// NAK frames sent.
     pub naks: u64,
+    /// Ranges that a party refused: it has not seen them yet.
+    pub refused_not_yet: u64,
+    /// Ranges that a party refused: it keeps them no more.
+    pub refused_too_old: u64,
+    /// Ranges that a party refused: they are lost for good.
+    pub refused_lost: u64,
+    /// Ranges that a party refused: it does not know the session.
+    pub refused_unknown_session: u64,
+    /// Ranges that a party refused: its askers ask too much, this one or all together.
+    pub refused_busy: u64,
     /// Smoothed time from a NAK to its first repair, in nanoseconds; 0 before the first.
     pub round_trip: Nanos,
 }
@@ -768,6 +778,14 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
         let by = Refuser::new(from, header);
         for (range, reason, retry_ms) in refusals.iter() {
+            let stats = &mut self.cursor.stats;
+            *match reason {
+                Reason::NotYet => &mut stats.refused_not_yet,
+                Reason::TooOld => &mut stats.refused_too_old,
+                Reason::Lost => &mut stats.refused_lost,
+                Reason::UnknownSession => &mut stats.refused_unknown_session,
+                Reason::Busy => &mut stats.refused_busy,
+            } += 1;
             if reason.is_of_the_past() && self.end.is_none() {
                 self.miss_up_to(range.end(), now);
             }
