@@ -179,6 +179,11 @@ impl Background {
         self.failed.get().map(copy)
     }
 
+    /// Takes nothing more: what was written since cannot be vouched for.
+    pub(crate) fn fail(&self, error: io::Error) {
+        let _ = self.failed.set(error);
+    }
+
     fn claim(&self, bytes: u64) -> io::Result<()> {
         let limit = self.options.max_bytes.unwrap_or(u64::MAX);
         let claim = |now: u64| now.checked_add(bytes).filter(|&sum| sum <= limit);

@@ -164,6 +164,11 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// Whether the error says that the disk could not read.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
+}
+
 /// The same error again, without the text that only custom errors carry.
 pub(crate) fn copy(error: &io::Error) -> io::Error {
     error

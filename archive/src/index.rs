@@ -5,7 +5,7 @@
 //! follows one checks that the record there holds the number.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::OnceLock;
 
 use seqcast_proto::seq::{Seq, SeqRange};
@@ -137,6 +137,26 @@ impl Index {
             }
             from = last.next();
         }
+    }
+
+    /// The chunks of which pages that were used could not be read.
+    pub(crate) fn spoiled(&self) -> impl Iterator<Item = u32> + '_ {
+        let chunks = self.chunks.iter().enumerate();
+        let spoiled = |chunk: &Chunk| chunk.map.get().is_some_and(|map| map.faults() > 0);
+        chunks.filter_map(move |(number, chunk)| chunk.as_ref().is_some_and(spoiled).then_some(number as u32))
+    }
+
+    /// Lets go of the memory of chunks of which pages could not be read, and says whether one of them is
+    /// among `of`. They are mapped anew when next used. What was written to them is to be taken before
+    /// ([`Index::take_dirty`]).
+    pub(crate) fn let_go_of_spoiled(&mut self, of: RangeInclusive<u32>) -> bool {
+        let spoiled: Vec<u32> = self.spoiled().collect();
+        for &chunk in &spoiled {
+            if let Some(chunk) = &mut self.chunks[chunk as usize] {
+                chunk.map.take();
+            }
+        }
+        spoiled.iter().any(|chunk| of.contains(chunk))
     }
 
     /// The chunks written to since the last call, their memory, and which bytes of it.

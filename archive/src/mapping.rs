@@ -1,4 +1,4 @@
-//! Mapped memory: the crate's only unsafe code.
+//! Mapped memory: with [`fault`] the crate's only unsafe code.
 //!
 //! A [`Mapping`] owns the contents of a mapped file (or of anonymous memory) and lends them under
 //! Rust's ordinary borrow rules. A [`Pages`] is a second handle on the same memory for what the
@@ -6,8 +6,8 @@
 //! contents, so a helper thread may hold one while the owner appends.
 //!
 //! What makes lending sound: the file is ours alone. The archive's lock keeps a second writer out
-//! and [`crate::Reader`] uses plain reads. A file that someone truncates while it is mapped makes
-//! the kernel end the process on access (SIGBUS), as with every mapped file.
+//! and [`crate::Reader`] uses plain reads. What of a file cannot be read from the disk, or was truncated by
+//! someone, is zeros ([`Mapping::faults`]).
 
 use std::fs::File;
 use std::io;
@@ -18,20 +18,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw, UncheckedAdvice};
 
+pub(crate) mod fault;
+
+use fault::Region;
+
 pub(crate) const PAGE: usize = 4096;
 
 /// The owner of a mapped file's contents.
 #[derive(Debug)]
 pub struct Mapping {
+    /// What makes up for pages that cannot be read; `None` of anonymous memory, which always can. Goes
+    /// before the memory does.
+    region: Option<Region>,
     raw: Arc<MmapRaw>,
-    /// The contents are a file's, and stay when the memory is let go.
-    file: bool,
 }
 
 /// A handle on the same memory for paging it in and writing it to disk; blind to the contents.
 #[derive(Clone, Debug)]
 pub struct Pages {
     raw: Arc<MmapRaw>,
+    /// The contents are a file's, and stay when the memory is let go.
     file: bool,
 }
 
@@ -44,7 +50,8 @@ impl Mapping {
     /// When the kernel refuses, for example because the process has too many mappings.
     pub(crate) fn file(file: &File, len: usize) -> io::Result<Mapping> {
         let raw = Arc::new(MmapOptions::new().len(len).map_raw(file)?);
-        Ok(Mapping { raw, file: true })
+        let region = Some(Region::new(raw.as_ptr(), len));
+        Ok(Mapping { region, raw })
     }
 
     /// `len` bytes of zeroed memory with no file behind them.
@@ -53,7 +60,31 @@ impl Mapping {
     /// When the kernel has no memory to give.
     pub fn anonymous(len: usize) -> io::Result<Mapping> {
         let raw = Arc::new(MmapRaw::from(MmapMut::map_anon(len)?));
-        Ok(Mapping { raw, file: false })
+        Ok(Mapping { region: None, raw })
+    }
+
+    /// How many pages could not be had from the file so far, because the disk could not read them or the
+    /// file is shorter than it was. They are zeros, and what is written to them gets lost.
+    #[must_use]
+    pub fn faults(&self) -> u32 {
+        self.region.as_ref().map_or(0, Region::faults)
+    }
+
+    /// Makes a page such as a disk cannot read: for storages that play a bad disk.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn spoil(&mut self, page: usize) -> io::Result<()> {
+        let bytes = &mut self.bytes_mut()[page * PAGE..(page + 1) * PAGE];
+        let empty = nameless(0)?;
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: a whole page inside the mapping, which nobody else sees while `self` is borrowed. Behind
+        // the end of a file there is nothing to read, so the next access is a SIGBUS.
+        let placed = unsafe { libc::mmap(bytes.as_mut_ptr().cast(), PAGE, access, kind, empty.as_raw_fd(), 0) };
+        if placed == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// The contents.
@@ -99,7 +130,7 @@ impl Mapping {
     pub fn pages(&self) -> Pages {
         Pages {
             raw: Arc::clone(&self.raw),
-            file: self.file,
+            file: self.region.is_some(),
         }
     }
 }
@@ -138,7 +169,7 @@ impl Pages {
         }
         // SAFETY: the mapping is of a file and shared (`Mapping::file`), so the contents are the
         // page cache's, which this does not touch: every later access finds the same bytes. Only
-        // a private mapping would lose them.
+        // private pages would lose theirs: those put in place of what cannot be read, which are zeros.
         unsafe {
             self.raw
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)

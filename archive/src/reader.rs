@@ -16,7 +16,9 @@ use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use crate::background::CHECKPOINT;
 use crate::checkpoint::{self, Checkpoint, SessionMeta};
 use crate::codec::u32_at;
+use crate::error::is_unreadable;
 use crate::index::{self, chunk_of, offset_of};
+use crate::mapping::PAGE;
 use crate::record::{self, Entry, Parsed, Record, Scan};
 use crate::recovery::{IDENTITY, META, parse_identity, session_of};
 use crate::segment::{self, Header, Position};
@@ -150,15 +152,22 @@ pub struct SessionReader {
     lost: RangeSet,
     end: Option<(Seq, Session)>,
     floor: Seq,
+    /// What is wrong with the checkpoint.
+    no_checkpoint: Option<&'static str>,
     /// The files last read from.
     segment_file: Option<(u32, File, u32)>,
     chunk_file: Option<(u32, File)>,
 }
 
+/// What is said of a bad place of a disk.
+const UNREADABLE: &str = "the disk cannot read it";
+
 /// A segment read into memory.
 struct Loaded {
     bytes: Vec<u8>,
     generation: u32,
+    /// Where its pages begin that the disk cannot read; they are zeros.
+    unreadable: Vec<usize>,
 }
 
 impl SessionReader {
@@ -170,8 +179,14 @@ impl SessionReader {
         })?;
         let (_, meta) = checkpoint::parse_meta(&bytes, session).map_err(|fault| fault.at(&path, "restore the file"))?;
         // Without a usable checkpoint every segment is read.
-        let saved = fs::read(dir.join(CHECKPOINT)).ok();
-        let saved = saved.and_then(|bytes| Checkpoint::parse(&bytes, stream, session).ok());
+        let (saved, no_checkpoint) = match fs::read(dir.join(CHECKPOINT)) {
+            Ok(bytes) => match Checkpoint::parse(&bytes, stream, session) {
+                Ok((saved, _)) => (Some(saved), None),
+                Err(_) => (None, Some("it is damaged")),
+            },
+            Err(e) if is_unreadable(&e) => (None, Some(UNREADABLE)),
+            Err(_) => (None, None),
+        };
         let mut reader = SessionReader {
             dir,
             stream,
@@ -183,10 +198,11 @@ impl SessionReader {
             lost: RangeSet::new(MAX_RANGES),
             end: None,
             floor: Seq(0),
+            no_checkpoint,
             segment_file: None,
             chunk_file: None,
         };
-        reader.refresh(saved.map(|(checkpoint, _)| checkpoint))?;
+        reader.refresh(saved)?;
         Ok(reader)
     }
 
@@ -308,15 +324,30 @@ impl SessionReader {
     /// Reads a segment; `None` when it was released, or holds nothing of this session.
     fn load(&self, number: u32) -> Result<Option<Loaded>, Error> {
         let path = self.path(&segment::file_name(number));
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        let (bytes, unreadable) = match read_around(&path) {
+            Ok(read) => read,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
         Ok(self.header(number, &bytes).map(|h| Loaded {
             bytes,
             generation: h.generation,
+            unreadable,
         }))
+    }
+
+    /// What is wrong with the header of a segment that does not load; nothing with one that was released or
+    /// is being made.
+    fn header_fault(&self, number: u32) -> Option<&'static str> {
+        let mut bytes = [0; segment::HEADER];
+        let file = File::open(self.path(&segment::file_name(number))).ok()?;
+        match file.read_exact_at(&mut bytes, 0) {
+            Err(e) if is_unreadable(&e) => Some("the disk cannot read its header"),
+            Ok(()) if bytes != [0; segment::HEADER] && self.header(number, &bytes).is_none() => {
+                Some("its header is damaged")
+            }
+            _ => None,
+        }
     }
 
     /// All records in the order in which they were appended. Damaged ones are stepped over; see
@@ -428,26 +459,64 @@ impl SessionReader {
     }
 }
 
-/// Walks over a segment's records, past damaged ones as far as their lengths lead.
+/// Walks over a segment's records, past damaged ones: as far as their lengths lead, else to the next
+/// place that holds a whole record.
 fn walk(loaded: &Loaded) -> impl Iterator<Item = (usize, Result<Entry<'_>, &'static str>)> {
-    let mut scan = Scan::new(&loaded.bytes, segment::HEADER, loaded.generation);
+    let (bytes, generation) = (&loaded.bytes, loaded.generation);
+    let mut scan = Scan::new(bytes, segment::HEADER, generation);
     std::iter::from_fn(move || {
         if let Some((at, entry)) = scan.next() {
             return Some((at, Ok(entry)));
         }
-        let (at, why) = (scan.at, scan.bad?);
-        let length = (u32_at(&loaded.bytes, at) as usize).next_multiple_of(8);
-        let next = (length >= record::HEADER).then_some(at + length);
-        let next = next.filter(|&next| next <= loaded.bytes.len());
-        scan = Scan::new(&loaded.bytes, next.unwrap_or(loaded.bytes.len()), loaded.generation);
-        Some((at, Err(why)))
+        let at = scan.at;
+        let unreadable = loaded.unreadable.iter().find(|&&page| page + PAGE > at).copied();
+        let why = match unreadable {
+            Some(_) => UNREADABLE,
+            None => scan.bad?,
+        };
+        bytes.get(at..at + 4)?;
+        let length = (u32_at(bytes, at) as usize).next_multiple_of(8);
+        let next = Some(at + length).filter(|&next| {
+            length >= record::HEADER
+                && bytes
+                    .get(next..)
+                    .is_some_and(|rest| !matches!(record::parse(rest, generation), Parsed::Bad(_)))
+        });
+        let next = next
+            .filter(|_| unreadable.is_none())
+            .or_else(|| record::next_whole(bytes, at + 8, generation));
+        scan = Scan::new(bytes, next.unwrap_or(bytes.len()), generation);
+        Some((at.max(unreadable.unwrap_or(0)), Err(why)))
     })
 }
 
-/// A file that is gone or too short is no error: the writer released it.
+/// The bytes of a file, with zeros for the pages that the disk cannot read, and where those begin.
+fn read_around(path: &Path) -> io::Result<(Vec<u8>, Vec<usize>)> {
+    match fs::read(path) {
+        Err(e) if is_unreadable(&e) => {}
+        read => return Ok((read?, Vec::new())),
+    }
+    let file = File::open(path)?;
+    let mut bytes = vec![0; file.metadata()?.len() as usize];
+    let mut unreadable = Vec::new();
+    for (n, page) in bytes.chunks_mut(PAGE).enumerate() {
+        match file.read_exact_at(page, (n * PAGE) as u64) {
+            Err(e) if is_unreadable(&e) => {
+                page.fill(0);
+                unreadable.push(n * PAGE);
+            }
+            read => read?,
+        }
+    }
+    Ok((bytes, unreadable))
+}
+
+/// A file that is gone or too short is no error: the writer released it. Nor is a bad place of the disk,
+/// which costs what lies there.
 fn absent_as_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
+        Err(e) if is_unreadable(&e) => Ok(None),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(None),
         Err(e) => Err(e),
     }

@@ -173,6 +173,20 @@ pub(crate) fn peek(bytes: &[u8]) -> (Option<SeqRange>, usize) {
     (range, (u32_at(bytes, 0) as usize).next_multiple_of(8))
 }
 
+/// Blocks of messages come in datagrams; longer ones are not looked for where the chain of records is cut.
+const LONGEST_LOOKED_FOR: usize = HEADER + (1 << 16);
+
+/// Where the next whole record is from `from` on, when nothing says where one begins.
+pub(crate) fn next_whole(bytes: &[u8], from: usize, generation: u32) -> Option<usize> {
+    (from.next_multiple_of(8)..bytes.len().saturating_sub(HEADER))
+        .step_by(8)
+        .find(|&at| {
+            let length = u32_at(bytes, at) as usize;
+            (HEADER..=LONGEST_LOOKED_FOR).contains(&length)
+                && matches!(parse(&bytes[at..], generation), Parsed::Whole(..))
+        })
+}
+
 /// Walks over the records of a segment until the first place that has none.
 pub(crate) struct Scan<'a> {
     bytes: &'a [u8],

@@ -10,7 +10,7 @@ use seqcast_proto::seq::{Seq, SeqRange, Session};
 use crate::background::{Background, Jobs, Written};
 use crate::checkpoint::{Checkpoint, SessionMeta};
 use crate::index::{self, Index};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, fault};
 use crate::record::{self, Entry, Parsed, Record};
 use crate::segment::{self, Header, Mapped, Position, Segment};
 use crate::storage::Storage;
@@ -102,6 +102,8 @@ pub struct SessionLog {
     wake_at: u32,
     /// Number from which the next index chunk is asked for.
     next_chunk_at: u32,
+    /// Faults of mappings ([`fault::count`]) that were looked at.
+    faults: u32,
     damaged: AtomicU64,
 }
 
@@ -142,6 +144,7 @@ impl SessionLog {
             oldest_top: Seq(0),
             wake_at: 0,
             next_chunk_at: 0,
+            faults: fault::count(),
             damaged: AtomicU64::new(0),
         };
         log.find_oldest_top();

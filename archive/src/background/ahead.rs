@@ -93,6 +93,11 @@ impl Background {
             self.storage.rename(&spare, &path)?;
         }
         self.ready_pages(&mut map, touched_first(length) as usize);
+        if map.faults() > 0 {
+            // A recycled file on a bad place of the disk: the next attempt takes another one.
+            self.storage.remove(&path)?;
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         Ok(Segment {
             number,
             length,

@@ -51,7 +51,7 @@ impl Background {
             if is_full(&error) {
                 retry_at = Some(now + RETRY);
             } else {
-                let _ = self.failed.set(error);
+                self.fail(error);
                 return None;
             }
         }
@@ -194,7 +194,7 @@ impl Background {
         }
         self.write_checkpoint(&mut work, true).map(|_| ()).inspect_err(|e| {
             if !is_full(e) {
-                let _ = self.failed.set(copy(e));
+                self.fail(copy(e));
             }
         })
     }

@@ -58,7 +58,7 @@ impl Pool {
         let Some(mapped) = segment.mapped.into_inner() else {
             return self.storage.remove(path);
         };
-        if lock(&self.spares).len() >= SPARES {
+        if lock(&self.spares).len() >= SPARES || mapped.map.faults() > 0 {
             return self.storage.remove(path);
         }
         let name = spare_name(self.next.fetch_add(1, Ordering::Relaxed));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{SessionReader, walk};
 use crate::Error;
+use crate::background::CHECKPOINT;
 use crate::record::{self, Entry, Record};
 use crate::segment::{self, Position};
 
@@ -70,6 +71,10 @@ impl SessionReader {
     pub fn verify(&mut self, mut progress: impl FnMut(Progress)) -> Result<Verified, Error> {
         let mut found = Verified::default();
         found.progress.of = self.segments.len() as u64;
+        if let Some(why) = self.no_checkpoint.map(str::to_owned) {
+            let file = self.path(CHECKPOINT);
+            found.add(Damage { file, offset: 0, why });
+        }
         for (number, end) in self.segments.clone() {
             self.verify_segment(number, end, &mut found)?;
             found.progress.segments += 1;
@@ -81,10 +86,10 @@ impl SessionReader {
     fn verify_segment(&mut self, number: u32, end: Option<u32>, found: &mut Verified) -> Result<(), Error> {
         let file = self.path(&segment::file_name(number));
         let Some(loaded) = self.load(number)? else {
-            if end.is_some() && file.exists() {
-                let why = "its header is damaged".into();
-                let offset = 0;
-                found.add(Damage { file, offset, why });
+            let listed = end.is_some() && file.exists();
+            let fault = self.header_fault(number).or(listed.then_some("it has no header"));
+            if let Some(why) = fault.map(str::to_owned) {
+                found.add(Damage { file, offset: 0, why });
             }
             return Ok(());
         };

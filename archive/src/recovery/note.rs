@@ -39,6 +39,14 @@ pub enum What {
         /// What is wrong there.
         why: &'static str,
     },
+    /// The disk could not read all of a file. Of a segment, the records before and behind the place are kept,
+    /// and it takes no further ones.
+    Unreadable {
+        /// The file.
+        file: String,
+        /// The byte from which on something was missing.
+        offset: u32,
+    },
     /// A segment file has not the length that it was made with. It takes no further records.
     Length {
         /// The segment file.
@@ -91,6 +99,11 @@ impl fmt::Display for RecoveryNote {
             What::Cut { file, offset, why } => {
                 write!(f, "cut {file} at {offset}: what follows is not a whole record ({why})")
             }
+            What::Unreadable { file, offset } => write!(
+                f,
+                "the disk cannot read all of {file}, from byte {offset} on (a bad sector?); kept what can be read. Replace \
+                 the disk, and mend the archive with `seqcast archive repair`"
+            ),
             What::Length { file, found, wanted } => write!(
                 f,
                 "{file} has {found} bytes and was made with {wanted}; goes on in a new segment"

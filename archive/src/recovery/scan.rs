@@ -14,7 +14,7 @@ use crate::codec::Fault;
 use crate::error::is_full;
 use crate::index::{self, CHUNK_BYTES, Index, chunk_of};
 use crate::mapping::Pages;
-use crate::record::{Entry, Scan};
+use crate::record::{Entry, Scan, next_whole};
 use crate::segment::{self, Header, Mapped, Position, Segment};
 use crate::session::{State, map_chunk, overlaps};
 
@@ -97,6 +97,11 @@ impl Opening<'_> {
             Err(fault @ Fault::Version(_)) => {
                 return Err(fault.at(&self.storage.display(&self.path(&file)), ""));
             }
+            Err(_) if map.faults() > 0 => {
+                let why = "the disk cannot read its header";
+                self.note(What::LeftAlone { file, why });
+                return Ok(None);
+            }
             Err(fault) => {
                 if map.bytes().iter().take(segment::HEADER).all(|&b| b == 0) {
                     self.remove(&file, Some("it was made and never used"))?;
@@ -119,7 +124,7 @@ impl Opening<'_> {
             self.remove(&file, Some("it was released, and its new header was lost"))?;
             return Ok(None);
         }
-        let whole = u64::from(header.length) == len;
+        let mut whole = u64::from(header.length) == len;
         if !whole {
             self.note(What::Length {
                 file: file.clone(),
@@ -130,37 +135,37 @@ impl Opening<'_> {
         let (start, mut highest) = from.unwrap_or((segment::HEADER as u32, Seq(0)));
         let mut records = 0;
         let mut scan = Scan::new(map.bytes(), start as usize, header.generation);
-        for (at, entry) in &mut scan {
-            records += 1;
-            match entry {
-                Entry::Data(record) => {
-                    let range = record.range();
-                    highest = highest.max(range.last);
-                    let Some(kept) = SeqRange::new(range.first.max(state.floor), range.last) else {
-                        continue;
-                    };
-                    if overlaps(&state.stored, kept) || state.stored.insert(kept).is_err() {
-                        *ignored += 1;
-                        continue;
-                    }
-                    self.index_range(&mut state.index, kept, Position::new(number, at as u32))?;
-                }
-                Entry::Lost(range) => {
-                    if let Some(range) = SeqRange::new(range.first.max(state.floor), range.last) {
-                        insert_all(&mut state.lost, &[range]);
-                    }
-                }
-                Entry::End(last, next) => state.end = Some((last, next)),
+        loop {
+            for (at, entry) in &mut scan {
+                records += 1;
+                highest = highest.max(self.take(entry, Position::new(number, at as u32), state, ignored)?);
             }
+            if map.faults() == 0 {
+                break;
+            }
+            if whole {
+                let (file, offset) = (file.clone(), scan.at as u32);
+                self.note(What::Unreadable { file, offset });
+                whole = false;
+            }
+            // Behind what the disk cannot read there may be more.
+            let Some(next) = next_whole(map.bytes(), scan.at + 8, header.generation) else {
+                break;
+            };
+            scan = Scan::new(map.bytes(), next, header.generation);
         }
-        let end = scan.at.min(map.bytes().len()) as u32;
-        if let Some(why) = scan.bad {
+        let length = map.bytes().len() as u32;
+        let mut end = length.min(scan.at as u32);
+        if map.faults() > 0 {
+            // Nothing is written to it any more.
+            end = length;
+        } else if let Some(why) = scan.bad {
             self.note(What::Cut { file, offset: end, why });
         }
         let generation = header.generation;
         let segment = Segment {
             number,
-            length: map.bytes().len() as u32,
+            length,
             end,
             highest,
             mapped: Mapped { map, generation }.into(),
@@ -170,6 +175,31 @@ impl Opening<'_> {
             records,
             whole,
         }))
+    }
+
+    /// Takes over one record found; returns the highest number in it, 0 for none.
+    fn take(&self, entry: Entry<'_>, at: Position, state: &mut State, ignored: &mut u64) -> Result<Seq, Error> {
+        match entry {
+            Entry::Data(record) => {
+                let range = record.range();
+                let kept = SeqRange::new(range.first.max(state.floor), range.last);
+                if let Some(kept) = kept {
+                    if overlaps(&state.stored, kept) || state.stored.insert(kept).is_err() {
+                        *ignored += 1;
+                    } else {
+                        self.index_range(&mut state.index, kept, at)?;
+                    }
+                }
+                return Ok(range.last);
+            }
+            Entry::Lost(range) => {
+                if let Some(range) = SeqRange::new(range.first.max(state.floor), range.last) {
+                    insert_all(&mut state.lost, &[range]);
+                }
+            }
+            Entry::End(last, next) => state.end = Some((last, next)),
+        }
+        Ok(Seq(0))
     }
 
     /// Points the index at a record found.
@@ -207,6 +237,11 @@ impl Opening<'_> {
                     if page.iter().any(|&b| b != 0) {
                         page.fill(0);
                     }
+                }
+                if mapped.map.faults() > 0 {
+                    let (file, offset) = (segment::file_name(last.number), last.end);
+                    (last.end, state.open) = (last.length, false);
+                    self.note(What::Unreadable { file, offset });
                 }
             }
         }

@@ -11,6 +11,7 @@ use super::{META, RecoveryNote, What};
 use crate::background::CHECKPOINT;
 use crate::checkpoint::{self, Checkpoint};
 use crate::codec::Fault;
+use crate::error::is_unreadable;
 use crate::index::{self, CHUNK_BYTES, Index, chunk_of};
 use crate::segment::{self, Segment};
 use crate::session::State;
@@ -101,7 +102,16 @@ impl Opening<'_> {
                 self.scan(None, &files, &mut state)?;
             }
         }
-        Ok(Some(state))
+        let spoiled: Vec<u32> = state.index.spoiled().collect();
+        if spoiled.is_empty() {
+            return Ok(Some(state));
+        }
+        // Made anew elsewhere on the disk, from all segments.
+        drop(state);
+        for chunk in spoiled {
+            self.remove(&index::file_name(chunk), Some("the disk cannot read all of it"))?;
+        }
+        self.open()
     }
 
     fn list(&mut self) -> Result<FilesFound, Error> {
@@ -174,6 +184,7 @@ impl Opening<'_> {
                 Err(_) => Ok(Err("the checkpoint is damaged")),
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Err("there is no checkpoint")),
+            Err(e) if is_unreadable(&e) => Ok(Err("the disk cannot read the checkpoint")),
             Err(e) => Err(Error::io("read", &self.storage.display(&path))(e)),
         }
     }

@@ -8,6 +8,7 @@ use seqcast_proto::seq::{Seq, SeqRange, Session};
 use super::{SessionLog, map_chunk, map_segment};
 use crate::background::{Jobs, STEP, Unsynced, touched_first};
 use crate::index::{CHUNK_ENTRIES, chunk_of};
+use crate::mapping::fault;
 use crate::prefetch;
 use crate::record::{self, Head};
 use crate::segment::{self, Position, Segment};
@@ -51,6 +52,9 @@ impl SessionLog {
         }
         self.stored.insert(range).map_err(|_| AppendError::Fragmented)?;
         self.write(record::head(first, count, flags, send_ns, recv_ns), block, Some(range));
+        if fault::count() != self.faults {
+            self.look_at_faults(Some(range))?;
+        }
         if range.last.0 >= self.next_chunk_at {
             self.ask_for_chunk(range.last);
         }
@@ -340,16 +344,48 @@ impl SessionLog {
 
     fn control(&mut self, (head, block): (Head, [u8; 4])) -> Result<(), Error> {
         let done = self.prepare(block.len());
-        done.map_err(|e| Error::Io {
+        done.map_err(|e| self.cannot_append(e))?;
+        self.write(head, &block, None);
+        let done = self.look_at_faults(None);
+        done.map_err(|e| self.cannot_append(e))?;
+        self.publish();
+        Ok(())
+    }
+
+    fn cannot_append(&self, error: AppendError) -> Error {
+        Error::Io {
             what: "append to",
             path: self.back.storage.display(&crate::session_dir(self.session)),
-            source: match e {
+            source: match error {
                 AppendError::Io(source) => source,
                 full => std::io::Error::new(std::io::ErrorKind::StorageFull, full),
             },
-        })?;
-        self.write(head, &block, None);
-        self.publish();
+        }
+    }
+
+    /// A page of some mapping could not be had. If it was one that was written to just now, the record is
+    /// not in the file: it is not stored.
+    #[cold]
+    fn look_at_faults(&mut self, range: Option<SeqRange>) -> Result<(), AppendError> {
+        self.faults = fault::count();
+        let unreadable = || std::io::Error::from_raw_os_error(libc::EIO);
+        let spoiled = self.current().mapped.get().is_some_and(|m| m.map.faults() > 0);
+        if spoiled {
+            // Records before it may have gone the same way: nothing more can be vouched for.
+            self.back.fail(unreadable());
+        }
+        if let Some(range) = range {
+            self.stored.remove(range);
+            let jobs = self.jobs();
+            self.back.hand_over(jobs);
+            let chunks = chunk_of(range.first)..=chunk_of(range.last);
+            if self.index.let_go_of_spoiled(chunks) || spoiled {
+                return Err(AppendError::Io(unreadable()));
+            }
+            self.stored.insert(range).map_err(|_| AppendError::Fragmented)?;
+        } else if spoiled {
+            return Err(AppendError::Io(unreadable()));
+        }
         Ok(())
     }
 }

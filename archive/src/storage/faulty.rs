@@ -4,7 +4,7 @@
 //! file system: a loss of power undoes the newest of them that no sync came after. Pages that were
 //! not synced are, each for itself, on the disk, not on it, or on it up to some sector.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -61,6 +61,8 @@ struct Inode {
     len: usize,
     /// What is on disk.
     durable: Mutex<Vec<u8>>,
+    /// Pages that the disk cannot read.
+    bad: Mutex<BTreeSet<usize>>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +88,21 @@ impl Inode {
             live: nameless(len as u64)?,
             len,
             durable: Mutex::new(durable),
+            bad: Mutex::default(),
         })
+    }
+
+    fn bad(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a file is read with.
+    fn contents(&self) -> io::Result<Vec<u8>> {
+        if self.bad().is_empty() {
+            self.read()
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
     }
 
     fn read(&self) -> io::Result<Vec<u8>> {
@@ -213,6 +229,15 @@ impl Faulty {
         self.lock().broken = broken;
     }
 
+    /// Makes a page of a file one that the disk cannot read, in mappings made from now on.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn spoil(&self, path: &str, page: usize) -> io::Result<()> {
+        self.lock().file(path)?.bad().insert(page);
+        Ok(())
+    }
+
     /// Ends this run: what a process would find that starts afterwards. Nothing done through
     /// `self` or its mappings has an effect any more.
     ///
@@ -242,6 +267,7 @@ impl Faulty {
             } else {
                 Inode::new(&inode.read()?, inode.durable().clone())?
             };
+            copy.bad().clone_from(&inode.bad());
             copies.insert(Arc::as_ptr(inode), Arc::clone(&copy));
             Ok(Some(copy))
         };
@@ -305,7 +331,7 @@ impl Storage for Faulty {
     }
 
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {
-        self.live()?.file(path)?.read()
+        self.live()?.file(path)?.contents()
     }
 
     fn replace(&self, path: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
@@ -332,7 +358,10 @@ impl Storage for Faulty {
     fn map(&self, path: &str) -> io::Result<Mapping> {
         let mut disk = self.live()?;
         let inode = disk.file(path)?;
-        let mapping = Mapping::file(&inode.live, inode.len)?;
+        let mut mapping = Mapping::file(&inode.live, inode.len)?;
+        for &page in inode.bad().iter() {
+            mapping.spoil(page)?;
+        }
         disk.mapped.push((mapping.pages(), inode));
         Ok(mapping)
     }
