@@ -38,6 +38,8 @@ use slot::Slot;
 
 /// The name of a session's checkpoint inside its directory.
 pub(crate) const CHECKPOINT: &str = "checkpoint";
+/// The name of the file that says how far a session's log is on disk.
+pub(crate) const SYNCED: &str = "synced";
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -160,6 +162,10 @@ impl Background {
     #[inline]
     pub(crate) fn publish(&self, tail: Position) {
         self.tail.store(tail.0, Ordering::Release);
+    }
+
+    pub(crate) fn tail(&self) -> Position {
+        Position(self.tail.load(Ordering::Acquire))
     }
 
     pub(crate) fn synced(&self) -> Position {

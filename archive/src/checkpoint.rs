@@ -1,5 +1,6 @@
-//! The two small files of a session: `session`, written once, and `checkpoint`, replaced as a
-//! whole whenever a segment is finished or released and at a clean stop.
+//! The small files of a session: `session`, written once; `checkpoint`, replaced as a whole whenever a
+//! segment is finished or released and at a clean stop; and `synced`, which says to others how far the
+//! log is on disk.
 
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 
@@ -7,6 +8,7 @@ use crate::codec::{Fault, Fields, Parser};
 use crate::segment::{Position, Segment};
 
 const META_MAGIC: &[u8; 8] = b"SEQCSES\0";
+const SYNCED_MAGIC: &[u8; 8] = b"SEQCSYN\0";
 const MAGIC: &[u8; 8] = b"SEQCCKP\0";
 
 /// What is known of a session when it starts.
@@ -43,6 +45,22 @@ pub(crate) fn parse_meta(bytes: &[u8], session: Session) -> Result<(Stream, Sess
     };
     let meta = parse().ok_or(Fault::Damaged)?;
     Ok((fields.stream, meta))
+}
+
+/// What says, while the machine is not started anew, that the log is on disk up to a position.
+pub(crate) fn synced_to_bytes(stream: Stream, session: Session, epoch: [u8; 16], to: Position) -> Vec<u8> {
+    Fields::new(SYNCED_MAGIC, stream)
+        .u32(session.0)
+        .bytes(&epoch)
+        .u64(to.0)
+        .seal()
+}
+
+pub(crate) fn parse_synced(bytes: &[u8], stream: Stream, session: Session, epoch: [u8; 16]) -> Option<Position> {
+    let mut fields = Parser::open(bytes, SYNCED_MAGIC).ok()?;
+    let ours = fields.stream == stream && Session(fields.u32()?) == session && fields.bytes()? == epoch;
+    let to = Position(fields.u64()?);
+    ours.then_some(to)
 }
 
 /// A finished or current segment as a checkpoint lists it.

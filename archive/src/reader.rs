@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use seqcast_proto::ranges::RangeSet;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 
-use crate::background::CHECKPOINT;
+use crate::background::{CHECKPOINT, SYNCED};
 use crate::checkpoint::{self, Checkpoint, SessionMeta};
 use crate::codec::u32_at;
 use crate::error::is_unreadable;
@@ -22,7 +22,7 @@ use crate::mapping::PAGE;
 use crate::record::{self, Entry, Parsed, Record, Scan};
 use crate::recovery::{IDENTITY, META, parse_identity, session_of};
 use crate::segment::{self, Header, Position};
-use crate::storage::list;
+use crate::storage::{BOOT_ID, boot_id, list};
 use crate::{Error, MAX_RANGES, session_dir};
 
 mod verify;
@@ -152,6 +152,8 @@ pub struct SessionReader {
     lost: RangeSet,
     end: Option<(Seq, Session)>,
     floor: Seq,
+    /// The writer had closed it in order: all is on disk.
+    clean: bool,
     /// What is wrong with the checkpoint.
     no_checkpoint: Option<&'static str>,
     /// The files last read from.
@@ -198,6 +200,7 @@ impl SessionReader {
             lost: RangeSet::new(MAX_RANGES),
             end: None,
             floor: Seq(0),
+            clean: saved.as_ref().is_some_and(|checkpoint| checkpoint.clean),
             no_checkpoint,
             segment_file: None,
             chunk_file: None,
@@ -278,6 +281,35 @@ impl SessionReader {
     #[must_use]
     pub fn stored(&self) -> &RangeSet {
         &self.stored
+    }
+
+    /// The stored numbers of which the writer has said that a loss of power cannot take them: of a live
+    /// session all but what its last sync left out. `None` when it has said nothing since the machine
+    /// started, as when it never syncs.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file is there and cannot be read.
+    pub fn synced(&self) -> Result<Option<RangeSet>, Error> {
+        let mut synced = self.stored.clone();
+        if self.clean {
+            return Ok(Some(synced));
+        }
+        let path = self.path(SYNCED);
+        let said = absent_as_none(fs::read(&path)).map_err(Error::io("read", &path))?;
+        let epoch = boot_id().map_err(Error::io("read", Path::new(BOOT_ID)))?;
+        let to = said.and_then(|bytes| checkpoint::parse_synced(&bytes, self.stream, self.session, epoch));
+        let Some(to) = to else { return Ok(None) };
+        for (&number, _) in self.segments.range(to.segment()..) {
+            let Some(loaded) = self.load(number)? else { continue };
+            let whole = number > to.segment();
+            for (at, entry) in Scan::new(&loaded.bytes, segment::HEADER, loaded.generation) {
+                let Entry::Data(record) = entry else { continue };
+                if whole || at + record::size(record.block.len()) > to.offset() as usize {
+                    synced.remove(record.range());
+                }
+            }
+        }
+        Ok(Some(synced))
     }
 
     /// The numbers recorded as existing nowhere.

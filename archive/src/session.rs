@@ -203,6 +203,12 @@ impl SessionLog {
         &self.synced
     }
 
+    /// Where the log ends, and up to where it is on disk: numbers that grow with it, to be compared.
+    #[must_use]
+    pub fn extent(&self) -> (u64, u64) {
+        (self.back.tail().0, self.back.synced().0)
+    }
+
     /// The number up to which every number is stored, lost or released; 0 for none. Counted from
     /// the lowest that the log knows anything of: it may have begun within its session.
     #[must_use]
@@ -345,7 +351,9 @@ impl SessionLog {
         self.back
             .give_back()
             .map_err(Error::io("give back space of", &self.back.storage.display(&path)))?;
-        self.flush()
+        self.flush()?;
+        self.changed = false;
+        Ok(())
     }
 
     /// Ends all background work without writing anything down.

@@ -543,6 +543,29 @@ fn after_a_kill_only_what_follows_the_last_checkpoint_is_read() {
     }
 }
 
+#[test]
+fn a_reader_sees_beside_the_writer_what_is_stored_and_what_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = || {
+        let reader = Reader::open(dir.path()).unwrap().session(SESSION).unwrap();
+        let synced = reader.synced().unwrap();
+        (reader.stored().total(), synced.map(|s| s.total()))
+    };
+    let mut archive = filled(dir.path(), SMALL, 10, 1000);
+    // Making the session wrote it down, with nothing in it.
+    assert_eq!(seen(), (10, Some(0)));
+    let log = archive.session_mut(SESSION).unwrap();
+    log.sync().unwrap();
+    assert_eq!(seen(), (10, Some(10)));
+    (11..=200).for_each(|seq| append(log, seq, 1, 1000).unwrap());
+    assert_eq!(seen(), (200, Some(10)), "several segments, and no sync");
+    log.sync().unwrap();
+    append(log, 201, 1, 1000).unwrap();
+    assert_eq!(seen(), (201, Some(200)));
+    archive.close().unwrap();
+    assert_eq!(seen(), (201, Some(201)));
+}
+
 /// Set in the child process of the test below: the archive's directory.
 const CHILD: &str = "SEQCAST_ARCHIVE_TEST_DIR";
 

@@ -345,6 +345,8 @@ counts! {
         full: Counter,
         /// Times that the log failed.
         failed: Counter,
+        /// Times that a stored record was to be read and could not be.
+        damaged: Counter,
         /// ACK frames sent.
         acks: Counter,
         /// NAK frames answered.

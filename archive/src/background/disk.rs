@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::ahead::RETRY;
 use super::jobs::{Jobs, Written};
-use super::{Background, CHECKPOINT, lock};
-use crate::checkpoint::Checkpoint;
+use super::{Background, CHECKPOINT, SYNCED, lock};
+use crate::checkpoint::{Checkpoint, synced_to_bytes};
 use crate::error::{copy, is_full};
 use crate::index::{self, CHUNK_BYTES};
 use crate::mapping::PAGE;
@@ -95,6 +95,9 @@ impl Background {
             work.jobs.segments.pop_front();
         }
         self.synced.store(reached.0, Ordering::Release);
+        let said = synced_to_bytes(self.stream, self.session, self.storage.epoch(), reached);
+        // For others to see. Should it not be written, they know of less than there is.
+        let _ = self.storage.inform(&self.path(SYNCED), &said);
         work.last_sync = Instant::now();
         Ok(())
     }

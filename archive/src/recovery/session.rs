@@ -8,7 +8,7 @@ use seqcast_proto::ranges::RangeSet;
 use seqcast_proto::seq::{SeqRange, Session};
 
 use super::{META, RecoveryNote, What};
-use crate::background::CHECKPOINT;
+use crate::background::{CHECKPOINT, SYNCED};
 use crate::checkpoint::{self, Checkpoint};
 use crate::codec::Fault;
 use crate::error::is_unreadable;
@@ -119,7 +119,7 @@ impl Opening<'_> {
         for item in self.io("read", "", self.storage.list(&self.dir))? {
             let name = item.name.as_str();
             let len = item.len.unwrap_or(0);
-            if item.len.is_some() && (name == META || name == CHECKPOINT) {
+            if item.len.is_some() && [META, CHECKPOINT, SYNCED].contains(&name) {
             } else if item.len.is_some() && name.ends_with(crate::storage::UNFINISHED) {
                 self.remove(name, Some("it was never finished"))?;
             } else if let Some(number) = segment::number_of(name).filter(|_| item.len.is_some()) {

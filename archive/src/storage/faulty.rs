@@ -47,6 +47,10 @@ struct Disk {
     capacity: u64,
     broken: bool,
     dead: bool,
+    /// Calls so far that change what is on the disk.
+    changes: u64,
+    /// How many of them there may be before the power goes.
+    power_until: u64,
     boot: u64,
     rng: Rng,
 }
@@ -201,6 +205,8 @@ impl Faulty {
                 capacity: u64::MAX,
                 broken: false,
                 dead: false,
+                changes: 0,
+                power_until: u64::MAX,
                 boot: 1,
                 rng: Rng::new(seed),
             }),
@@ -216,7 +222,27 @@ impl Faulty {
         if disk.dead {
             return Err(io::Error::other("the process has crashed"));
         }
+        if disk.changes > disk.power_until {
+            return Err(io::Error::other("the power is gone"));
+        }
         Ok(disk)
+    }
+
+    /// As [`Faulty::live`], for a call that changes what is on the disk.
+    fn changing(&self) -> io::Result<MutexGuard<'_, Disk>> {
+        self.lock().changes += 1;
+        self.live()
+    }
+
+    /// How often what is on the disk has been changed so far.
+    pub fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
+    /// The power goes when so many changes have been made, before the next one: that and all else fails
+    /// until [`Faulty::crash`]. A kill in between does not count anew.
+    pub fn lose_power_after(&self, changes: u64) {
+        self.lock().power_until = changes;
     }
 
     /// How many bytes the files may take from now on.
@@ -244,10 +270,13 @@ impl Faulty {
     /// # Errors
     /// When memory runs out.
     pub fn crash(&self, how: Crash) -> io::Result<Faulty> {
-        let mut disk = self.live()?;
-        disk.dead = true;
+        let mut disk = self.lock();
+        if std::mem::replace(&mut disk.dead, true) {
+            return Err(io::Error::other("the process has crashed before"));
+        }
         let mut rng = Rng::new(disk.rng.next_u64());
-        if how == Crash::PowerLoss {
+        let lost = how == Crash::PowerLoss;
+        if lost {
             let kept = rng.below(disk.pending.len() as u64 + 1) as usize;
             disk.pending.truncate(kept);
             disk.commit();
@@ -294,6 +323,8 @@ impl Faulty {
                 capacity: disk.capacity,
                 broken: false,
                 dead: false,
+                changes: disk.changes,
+                power_until: if lost { u64::MAX } else { disk.power_until },
                 boot: disk.boot + u64::from(how == Crash::PowerLoss),
                 rng,
             }),
@@ -322,7 +353,7 @@ impl Storage for Faulty {
     }
 
     fn create_dir(&self, dir: &str) -> io::Result<()> {
-        let mut disk = self.live()?;
+        let mut disk = self.changing()?;
         if disk.tree.contains_key(dir) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -335,7 +366,7 @@ impl Storage for Faulty {
     }
 
     fn replace(&self, path: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
-        let mut disk = self.live()?;
+        let mut disk = self.changing()?;
         disk.make_room(bytes.len() as u64)?;
         let on_disk = if durable { bytes.to_vec() } else { Vec::new() };
         let inode = Inode::new(bytes, on_disk)?;
@@ -346,8 +377,13 @@ impl Storage for Faulty {
         Ok(())
     }
 
+    /// Nobody looks.
+    fn inform(&self, _: &str, _: &[u8]) -> io::Result<()> {
+        self.live().map(|_| ())
+    }
+
     fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {
-        let mut disk = self.live()?;
+        let mut disk = self.changing()?;
         disk.make_room(len as u64)?;
         let inode = Inode::zeroed(len, vec![0; len])?;
         disk.change(Change::Put(path.to_owned(), Some(Arc::new(inode))));
@@ -367,7 +403,7 @@ impl Storage for Faulty {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut disk = self.live()?;
+        let mut disk = self.changing()?;
         if !disk.tree.contains_key(from) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -376,7 +412,7 @@ impl Storage for Faulty {
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        let mut disk = self.live()?;
+        let mut disk = self.changing()?;
         if !disk.tree.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -385,7 +421,7 @@ impl Storage for Faulty {
     }
 
     fn sync(&self, pages: &Pages, range: Range<usize>) -> io::Result<()> {
-        let disk = self.live()?;
+        let disk = self.changing()?;
         if disk.broken {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
@@ -398,7 +434,7 @@ impl Storage for Faulty {
     }
 
     fn sync_dir(&self, _: &str) -> io::Result<()> {
-        self.live()?.commit();
+        self.changing()?.commit();
         Ok(())
     }
 

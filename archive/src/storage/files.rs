@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Found, Storage};
@@ -86,9 +87,11 @@ impl Files {
     }
 }
 
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Where the kernel says which start of the machine this is.
+pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-fn boot_id() -> io::Result<[u8; 16]> {
+/// This start of the machine.
+pub(crate) fn boot_id() -> io::Result<[u8; 16]> {
     let text = fs::read_to_string(BOOT_ID)?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     u128::from_str_radix(&digits, 16)
@@ -139,6 +142,12 @@ impl Storage for Files {
             self.sync_dir(dir)?;
         }
         Ok(())
+    }
+
+    fn inform(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(self.path(path))?;
+        file.write_all_at(bytes, 0)
     }
 
     fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {

@@ -28,6 +28,10 @@ impl Storage for Memory {
         Ok(())
     }
 
+    fn inform(&self, _: &str, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
     fn create(&self, _: &str, len: usize) -> io::Result<Mapping> {
         Mapping::anonymous(len)
     }

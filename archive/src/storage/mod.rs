@@ -16,7 +16,7 @@ mod memory;
 
 pub use faulty::{Crash, Faulty};
 pub use files::Files;
-pub(crate) use files::{LOCK, UNFINISHED, list};
+pub(crate) use files::{BOOT_ID, LOCK, UNFINISHED, boot_id, list};
 pub use memory::Memory;
 
 /// One name in a directory.
@@ -55,6 +55,13 @@ pub trait Storage: Send + Sync + Debug {
     /// # Errors
     /// When the disk is full; the old file is still there then.
     fn replace(&self, path: &str, bytes: &[u8], durable: bool) -> io::Result<()>;
+
+    /// Writes over the start of a small file, or makes it, for whoever looks into the directory beside this
+    /// process. A crash may leave anything of it.
+    ///
+    /// # Errors
+    /// When the disk is full or refuses.
+    fn inform(&self, path: &str, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes a zeroed file with every byte reserved and maps it. It appears whole or not at all.
     ///

@@ -283,7 +283,7 @@ impl<L: Link> Node<L> {
             cycle: self.cycle,
             subscriptions: self.subscribe.iter().map(Subscribe::report).collect(),
             publications: self.publish.iter().map(Publish::report).collect(),
-            archives: self.record.iter().map(Record::report).collect(),
+            archives: self.record.iter_mut().map(Record::report).collect(),
             trust: self.guards.report(),
             programs: self.hub.as_ref().map(Hub::report),
         }
@@ -531,6 +531,7 @@ impl<L: Link> Node<L> {
             .look(now.mono, &mut self.link)
             .context("cannot join a group again")?;
         self.record.iter_mut().for_each(Record::check_rivals);
+        self.record.iter_mut().for_each(Record::check_damage);
         self.guards.speak(now.mono);
         for publish in &mut self.publish {
             publish.check_rivals()?;
@@ -606,7 +607,7 @@ impl<L: Link> Node<L> {
             to.put(cycle);
             self.subscribe.iter().for_each(|part| part.write_counters(to));
             self.publish.iter().for_each(|part| part.write_counters(to));
-            self.record.iter().for_each(|part| part.write_counters(to));
+            self.record.iter_mut().for_each(|part| part.write_counters(to));
         });
     }
 

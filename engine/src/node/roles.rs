@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddrV4;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -1009,8 +1010,12 @@ pub(super) struct Record {
     rival: bool,
     /// When the archive's limits are next looked at.
     tidy_at: Nanos,
-    /// Up to where everything is stored, and on disk, at the end.
+    /// Up to where everything is stored, and on disk, when that was last looked at.
     watermarks: (Seq, Seq),
+    /// Damage was reported.
+    damage: bool,
+    /// The archive's directory.
+    dir: PathBuf,
 }
 
 /// Time between two looks at an archive's limits.
@@ -1056,6 +1061,8 @@ impl Record {
             rival: false,
             tidy_at: if limits.is_all() { Nanos::MAX } else { with.now.mono },
             watermarks: (Seq(0), Seq(0)),
+            damage: false,
+            dir: config.dir.clone(),
         })
     }
 
@@ -1113,16 +1120,33 @@ impl Record {
         }
     }
 
+    /// Says it when a stored record could not be read.
+    pub(super) fn check_damage(&mut self) {
+        if !self.damage && self.store.damaged() > 0 {
+            self.damage = true;
+            eprintln!(
+                "{}: {}: a stored record CANNOT BE READ; who asks for it is sent to others. What is damaged: `seqcast archive verify {dir}`; to mend it, stop this engine and run `seqcast archive repair {dir}`",
+                self.name,
+                self.group,
+                dir = self.dir.display()
+            );
+        }
+    }
+
     /// Syncs and sends the last acknowledgements.
     pub(super) fn say_goodbye<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Result<()> {
         let synced = self.store.sync();
-        let (stored, on_disk) = self.store.watermarks();
-        // What is missing may lie below all that is stored.
-        let below = self.archiver.first_missing().map_or(stored, Seq::prev);
-        self.watermarks = (stored.min(below), on_disk.min(below));
+        let exact = self.store.watermarks();
+        self.note_watermarks(exact);
         synced.with_context(|| format!("[[archive]] {}", self.group))?;
         self.archiver.close(now, &mut self.store, out);
         Ok(())
+    }
+
+    fn note_watermarks(&mut self, (stored, on_disk): (Seq, Seq)) {
+        // What is missing may lie below all that is stored.
+        let below = self.archiver.first_missing().map_or(stored, Seq::prev);
+        self.watermarks = (stored.min(below), on_disk.min(below));
     }
 
     pub(super) fn report(&self) -> ArchiveReport {
@@ -1149,7 +1173,9 @@ impl Record {
     }
 
     /// Writes them, in the same order.
-    pub(super) fn write_counters(&self, to: &mut Writing<'_>) {
+    pub(super) fn write_counters(&mut self, to: &mut Writing<'_>) {
+        let lately = self.store.watermarks_lately();
+        self.note_watermarks(lately);
         to.put(&self.counts());
         to.peers(self.archiver.askers());
         write_lines(self.archiver.lines(), to);
@@ -1171,6 +1197,7 @@ impl Record {
             lost: stats.lost,
             full: stats.full,
             failed: stats.failed,
+            damaged: self.store.damaged(),
             acks: stats.acks,
             naks_answered: stats.repairs.naks,
             merged: stats.repairs.merged,

@@ -86,6 +86,10 @@ impl Store for Log {
                 time: record.send_ns,
             });
         }
+        if log.contains(seq) {
+            // Damaged: it will not be read here ever again, but others may have it.
+            return Lookup::Absent(Reason::TooOld, seq);
+        }
         if let Some(lost) = log.lost().range_of(seq) {
             return Lookup::Absent(Reason::Lost, lost.last);
         }

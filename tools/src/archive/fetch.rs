@@ -281,6 +281,9 @@ impl Fetching<'_> {
         for &range in self.log.lost().as_slice() {
             gaps.found(range, now);
         }
+        if self.end.is_some() {
+            self.copied.wanted = gaps.missing();
+        }
     }
 
     /// How many messages may be asked for at a time so that about so many bytes are on their way.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use seqcast_archive::storage::Files;
-use seqcast_archive::{Archive, Options, Reader, RecoveryNote, SessionReader, SyncPolicy, Verified};
+use seqcast_archive::{Archive, Options, Progress, Reader, RecoveryNote, SessionReader, SyncPolicy, Verified};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 
 use super::replay::Stop;
@@ -79,6 +79,15 @@ impl fmt::Display for Step {
     }
 }
 
+/// What a repair is doing, for whoever waits.
+#[derive(Clone, Copy, Debug)]
+pub enum Doing {
+    /// A session is read throughout.
+    Checking(Session, Progress),
+    /// A session is copied.
+    Copying(Session, Copied),
+}
+
 /// What a repair came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -95,7 +104,7 @@ pub struct Outcome {
 const STAGING: &str = "repair.tmp";
 
 /// Mends the archive in `dir`, with what `from` has if given. Hands each step to `tell` once it is
-/// done. Stopping or killing it at any time leaves an archive that can be opened, or repaired again.
+/// done, and to `watch` how far it is. Stopping or killing it at any time leaves an archive that can be opened, or repaired again.
 ///
 /// # Errors
 /// When an engine has the archive open, it is no archive, `from` is of another stream, or files
@@ -105,6 +114,7 @@ pub fn repair(
     from: Option<&Reader>,
     stop: &Stop,
     tell: &mut dyn FnMut(&Step) -> Result<()>,
+    watch: &mut dyn FnMut(Doing),
 ) -> Result<Outcome> {
     let archive = Reader::open(dir)?;
     if let Some(from) = from {
@@ -122,7 +132,14 @@ pub fn repair(
     let lock = Files::open(dir).context("only an archive that no engine uses is repaired")?;
     let sessions = archive.sessions()?;
     for &session in &sessions {
-        mend(dir, &archive, session, from, stop, tell, &mut outcome)?;
+        let mended = Mending {
+            dir,
+            archive: &archive,
+            session,
+            from,
+            stop,
+        };
+        mended.run(tell, watch, &mut outcome)?;
     }
     drop(lock);
 
@@ -137,7 +154,8 @@ pub fn repair(
     if let Some(from) = from {
         let there = from.sessions()?;
         for session in sessions.into_iter().filter(|session| there.contains(session)) {
-            let copied = sync::copy_session(&from.session(session)?, session, &mut writer, stop, &mut |_| {})?;
+            let mut progress = |copied: &Copied| watch(Doing::Copying(session, *copied));
+            let copied = sync::copy_session(&from.session(session)?, session, &mut writer, stop, &mut progress)?;
             if copied.messages > 0 {
                 tell(&Step::Fetched(session, copied))?;
             }
@@ -155,63 +173,80 @@ fn options() -> Options {
     }
 }
 
-/// Checks a session and makes it anew if it is damaged.
-fn mend(
-    dir: &Path,
-    archive: &Reader,
+/// A session to be checked, and made anew if it is damaged.
+struct Mending<'a> {
+    dir: &'a Path,
+    archive: &'a Reader,
     session: Session,
-    from: Option<&Reader>,
-    stop: &Stop,
-    tell: &mut dyn FnMut(&Step) -> Result<()>,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let own = match archive.session(session) {
-        Ok(mut reader) => {
-            let found = reader.verify(|_| {})?;
-            let good = found.damaged == 0;
-            tell(&Step::Checked(session, found))?;
-            if good {
-                return Ok(());
-            }
-            Some(reader)
-        }
-        Err(error) => {
-            tell(&Step::Unreadable(session, error.to_string()))?;
-            None
-        }
-    };
-    outcome.damaged += 1;
-    let other = match from {
-        Some(from) if from.sessions()?.contains(&session) => Some(from.session(session)?),
-        _ => None,
-    };
-    if own.is_none() && other.is_none() {
-        outcome.hopeless += 1;
-        return Ok(());
-    }
+    from: Option<&'a Reader>,
+    stop: &'a Stop,
+}
 
-    let staging = dir.join(STAGING);
-    if staging.exists() {
-        // Of a repair that was cut short.
-        fs::remove_dir_all(&staging).with_context(|| format!("cannot remove {}", staging.display()))?;
+impl Mending<'_> {
+    fn run(
+        &self,
+        tell: &mut dyn FnMut(&Step) -> Result<()>,
+        watch: &mut dyn FnMut(Doing),
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let Mending {
+            dir,
+            archive,
+            session,
+            from,
+            stop,
+        } = *self;
+        let own = match archive.session(session) {
+            Ok(mut reader) => {
+                let found = reader.verify(|progress| watch(Doing::Checking(session, progress)))?;
+                let good = found.damaged == 0;
+                tell(&Step::Checked(session, found))?;
+                if good {
+                    return Ok(());
+                }
+                Some(reader)
+            }
+            Err(error) => {
+                tell(&Step::Unreadable(session, error.to_string()))?;
+                None
+            }
+        };
+        outcome.damaged += 1;
+        let other = match from {
+            Some(from) if from.sessions()?.contains(&session) => Some(from.session(session)?),
+            _ => None,
+        };
+        if own.is_none() && other.is_none() {
+            outcome.hopeless += 1;
+            return Ok(());
+        }
+
+        let staging = dir.join(STAGING);
+        if staging.exists() {
+            // Of a repair that was cut short.
+            fs::remove_dir_all(&staging).with_context(|| format!("cannot remove {}", staging.display()))?;
+        }
+        let mut new = Archive::open(&staging, archive.stream(), options())?;
+        let mut salvage = |reader: &Option<SessionReader>| match reader {
+            Some(reader) => {
+                let mut progress = |copied: &Copied| watch(Doing::Copying(session, *copied));
+                sync::salvage_session(reader, session, &mut new, stop, &mut progress)
+            }
+            None => Ok(Copied::default()),
+        };
+        let (kept, fetched) = (salvage(&own)?.messages, salvage(&other)?.messages);
+        new.close()?;
+        let missing = check(&staging, session, own.as_ref())?;
+        let old = exchange(dir, &staging, session)?;
+        outcome.missing += missing;
+        tell(&Step::Rebuilt {
+            session,
+            kept,
+            fetched,
+            missing,
+            old,
+        })
     }
-    let mut new = Archive::open(&staging, archive.stream(), options())?;
-    let mut salvage = |reader: &Option<SessionReader>| match reader {
-        Some(reader) => sync::salvage_session(reader, session, &mut new, stop),
-        None => Ok(Copied::default()),
-    };
-    let (kept, fetched) = (salvage(&own)?.messages, salvage(&other)?.messages);
-    new.close()?;
-    let missing = check(&staging, session, own.as_ref())?;
-    let old = exchange(dir, &staging, session)?;
-    outcome.missing += missing;
-    tell(&Step::Rebuilt {
-        session,
-        kept,
-        fetched,
-        missing,
-        old,
-    })
 }
 
 /// Checks a new session: how many messages below the highest known one it lacks.

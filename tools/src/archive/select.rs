@@ -40,12 +40,22 @@ pub struct Taken<'a> {
     pub session: Session,
     /// What is known of it.
     pub meta: &'a SessionMeta,
+    /// The numbers that are taken of it, where they are there.
+    pub of: SeqRange,
     /// When the server sent them, in ns since the Unix epoch.
     pub sent: u64,
     /// When the archive received them, in ns since the Unix epoch.
     pub received: u64,
     /// Those of the record's messages that are selected.
     pub block: Block<'a>,
+}
+
+impl Taken<'_> {
+    /// How much of what is taken of its session lies before it, 0 to 1.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        f64::from(self.block.first().since(self.of.first)) / f64::from(self.of.len())
+    }
 }
 
 /// How much was taken, and what of the selection was not there.
@@ -154,6 +164,7 @@ impl Selection {
                 taken += u64::from(block.count());
                 each(Taken {
                     session,
+                    of: range,
                     meta: &meta,
                     sent: send_ns,
                     received: recv_ns,

@@ -131,6 +131,7 @@ pub fn describe(session: Session, reader: &mut SessionReader) -> Result<String, 
         row("last received", utc_nanos(last.recv_ns));
     }
     row("stored", listed(reader.stored().as_slice()));
+    row("on disk", on_disk(reader)?);
     row("lost", listed(reader.lost().as_slice()));
     row("gaps", listed(&summary.gaps));
     if reader.floor() > Seq::FIRST {
@@ -147,6 +148,22 @@ pub fn describe(session: Session, reader: &mut SessionReader) -> Result<String, 
         "session {session}\n{}",
         table::render(&[], [true, true], &rows)
     ))
+}
+
+/// How much of what is stored a loss of power cannot take.
+fn on_disk(reader: &SessionReader) -> Result<String, Error> {
+    let Some(synced) = reader.synced()? else {
+        return Ok("not known: the writer has not synced since the machine started".to_owned());
+    };
+    let behind = reader.stored().total() - synced.total();
+    let up_to = synced.as_slice().last().map_or(Seq(0), |r| r.last);
+    Ok(match behind {
+        0 => "all that is stored".to_owned(),
+        behind => format!(
+            "{} messages, up to {up_to}; {behind} stored are not yet",
+            synced.total()
+        ),
+    })
 }
 
 /// Ranges that are listed one by one.

@@ -13,6 +13,8 @@ use super::replay::{self, Stop};
 pub struct Copied {
     /// Messages copied.
     pub messages: u64,
+    /// Messages to be copied, as far as that is known: of one session, before all are.
+    pub wanted: u64,
     /// Records that they came in.
     pub records: u64,
     /// Bytes of these, without headers.
@@ -31,6 +33,7 @@ impl Copied {
     /// Adds what a further step copied.
     pub fn add(&mut self, more: Copied) {
         self.messages += more.messages;
+        self.wanted += more.wanted;
         self.records += more.records;
         self.bytes += more.bytes;
         self.sessions += more.sessions;
@@ -62,9 +65,15 @@ pub fn copy_session(
 ///
 /// # Errors
 /// As for [`copy_session`].
-pub fn salvage_session(from: &SessionReader, session: Session, to: &mut Archive, stop: &Stop) -> Result<Copied> {
+pub fn salvage_session(
+    from: &SessionReader,
+    session: Session,
+    to: &mut Archive,
+    stop: &Stop,
+    progress: &mut dyn FnMut(&Copied),
+) -> Result<Copied> {
     let all = SeqRange::new(from.floor().max(Seq::FIRST), Seq::LAST);
-    let copied = copy_numbers(from, all.as_slice(), session, to, stop, &mut |_| {})?;
+    let copied = copy_numbers(from, all.as_slice(), session, to, stop, progress)?;
     Ok(Copied {
         unreadable: 0,
         ..copied
@@ -103,6 +112,7 @@ fn copy_numbers(
     }
     let wanted = wanted(numbers, log, &mut copied)?;
     if !wanted.is_empty() {
+        copied.wanted = wanted.total();
         for record in from.in_log_order() {
             replay::check(stop)?;
             copy_record(&record?, &wanted, log, &mut copied)

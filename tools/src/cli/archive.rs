@@ -15,11 +15,11 @@ use seqcast_proto::seq::{Seq, Session};
 #[cfg(feature = "parquet")]
 use seqcast_tools::archive::parquet;
 use seqcast_tools::archive::prune::Rules;
-use seqcast_tools::archive::select::{Selection, Walked, Which};
+use seqcast_tools::archive::select::{Selection, Taken, Walked, Which};
 use seqcast_tools::archive::summary::{self, Summary};
 use seqcast_tools::archive::{pcapng, text};
 
-use super::{Meter, done_if_pipe_closed, say, tell};
+use super::{Meter, done_if_pipe_closed, gauge, pace, say, tell};
 
 mod change;
 
@@ -360,10 +360,8 @@ fn verify(dir: &Path, selection: &Selection) -> Result<ExitCode> {
 }
 
 fn verifying(session: Session, progress: Progress, seconds: f64) -> String {
-    let Progress { segments, of, .. } = progress;
-    let megabytes = progress.bytes as f64 / 1e6;
-    let rate = megabytes / seconds;
-    format!("session {session}: {segments} of {of} segments, {megabytes:.0} MB, {rate:.0} MB/s")
+    let share = progress.segments as f64 / progress.of.max(1) as f64;
+    format!("session {session}: {} {}", gauge(share), pace(progress.bytes, seconds))
 }
 
 fn report_verified(session: Session, found: &Verified) -> io::Result<()> {
@@ -402,6 +400,27 @@ fn cat(archive: &Reader, selection: &Selection, format: text::Format, out: impl 
     Ok(ExitCode::SUCCESS)
 }
 
+/// Hands the selected messages to `write`, and shows how far it is.
+fn walk(archive: &Reader, selection: &Selection, mut write: impl FnMut(&Taken<'_>) -> Result<()>) -> Result<()> {
+    let mut meter = Meter::new();
+    let mut bytes = 0;
+    let walked = selection.walk(archive, &mut |taken| {
+        bytes += taken.block.bytes().len() as u64;
+        meter.show(|seconds| {
+            format!(
+                "session {}: {} {}",
+                taken.session,
+                gauge(taken.share()),
+                pace(bytes, seconds)
+            )
+        });
+        write(&taken)
+    });
+    meter.clear();
+    tell_absent(&walked?);
+    Ok(())
+}
+
 fn export(
     archive: &Reader,
     selection: &Selection,
@@ -422,7 +441,7 @@ fn export(
         Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
     };
     let written = match format {
-        ExportFormat::Jsonl => cat(archive, selection, text::Format::Json, out),
+        ExportFormat::Jsonl => lines(archive, selection, out),
         ExportFormat::Pcapng => {
             let group = group.unwrap_or_else(|| pcapng::derived_group(archive.stream()));
             capture(archive, selection, group, out)
@@ -435,21 +454,26 @@ fn export(
     written.with_context(|| format!("{} is not complete", path.display()))
 }
 
+fn lines(archive: &Reader, selection: &Selection, out: impl Write) -> Result<ExitCode> {
+    let mut writer = text::Writer::new(BufWriter::with_capacity(BUFFER, out), text::Format::Json);
+    walk(archive, selection, |taken| writer.write(taken))?;
+    writer.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn capture(archive: &Reader, selection: &Selection, group: SocketAddrV4, out: impl Write) -> Result<ExitCode> {
     let out = BufWriter::with_capacity(BUFFER, out);
     let mut writer = pcapng::Writer::new(out, archive.stream(), group)?;
-    let walked = selection.walk(archive, &mut |taken| writer.write(&taken))?;
+    walk(archive, selection, |taken| writer.write(taken))?;
     writer.finish()?;
-    tell_absent(&walked);
     Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(feature = "parquet")]
 fn table(archive: &Reader, selection: &Selection, out: impl Write + Send) -> Result<ExitCode> {
     let mut writer = parquet::Writer::new(BufWriter::with_capacity(BUFFER, out))?;
-    let walked = selection.walk(archive, &mut |taken| writer.write(&taken))?;
+    walk(archive, selection, |taken| writer.write(taken))?;
     writer.finish()?;
-    tell_absent(&walked);
     Ok(ExitCode::SUCCESS)
 }
 

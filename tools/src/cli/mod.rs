@@ -85,3 +85,30 @@ impl Meter {
         }
     }
 }
+
+/// How much of something is done, 0 to 1, as a bar.
+fn gauge(share: f64) -> String {
+    const WIDTH: usize = 24;
+    let share = share.clamp(0.0, 1.0);
+    let done = (share * WIDTH as f64) as usize;
+    format!("[{:-<WIDTH$}] {:3.0} %", "#".repeat(done), share * 100.0)
+}
+
+/// Bytes moved, and how fast.
+fn pace(bytes: u64, seconds: f64) -> String {
+    let megabytes = bytes as f64 / 1e6;
+    format!("{megabytes:.0} MB, {:.0} MB/s", megabytes / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_grow_from_nothing_to_all() {
+        assert_eq!(gauge(0.0), "[------------------------]   0 %");
+        assert_eq!(gauge(0.5), "[############------------]  50 %");
+        assert_eq!(gauge(2.0), "[########################] 100 %");
+        assert_eq!(pace(3_000_000, 2.0), "3 MB, 2 MB/s");
+    }
+}

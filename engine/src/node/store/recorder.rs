@@ -1,5 +1,6 @@
 //! What an archive records.
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use seqcast_archive::{AppendError, Archive, Error, Keep as Limits, Options, SessionLog, SessionMeta};
@@ -19,7 +20,22 @@ pub struct Recorder {
     /// How much is kept.
     limits: Limits,
     failed: bool,
+    /// How far the newest session was stored at ends of its log that are not on disk yet.
+    marks: VecDeque<Mark>,
+    /// The last of them that is.
+    synced: Seq,
 }
+
+/// How far a session was stored when its log ended there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    session: Session,
+    end: u64,
+    stored: Seq,
+}
+
+/// Marks that wait for the disk at most; what comes then is told with the next.
+const MARKS: usize = 256;
 
 impl Recorder {
     /// The same, saying nothing when its disk fails: for runs that let it fail on purpose.
@@ -49,6 +65,8 @@ impl Recorder {
             stream,
             limits: Limits::default(),
             failed: false,
+            marks: VecDeque::with_capacity(MARKS),
+            synced: Seq(0),
         }
     }
 
@@ -85,6 +103,40 @@ impl Recorder {
         };
         let log = self.log.archive.session_mut(session);
         log.map_or((Seq(0), Seq(0)), |log| (log.stored_up_to(), log.synced_up_to()))
+    }
+
+    /// As [`Recorder::watermarks`], without looking at what was synced: the second number is what the
+    /// first was when it was asked for before the last sync. To be asked for now and then.
+    pub fn watermarks_lately(&mut self) -> (Seq, Seq) {
+        let newest = self.log.archive.sessions().next_back();
+        let Some(log) = newest.and_then(|s| self.log.archive.session(s)) else {
+            return (Seq(0), Seq(0));
+        };
+        let (end, on_disk) = log.extent();
+        let mark = Mark {
+            session: log.session(),
+            end,
+            stored: log.stored_up_to(),
+        };
+        if self.marks.back().is_some_and(|last| last.session != mark.session) {
+            self.marks.clear();
+            self.synced = Seq(0);
+        }
+        if self.marks.len() < MARKS && self.marks.back().is_none_or(|last| *last != mark) {
+            self.marks.push_back(mark);
+        }
+        while let Some(mark) = self.marks.pop_front_if(|mark| mark.end <= on_disk) {
+            self.synced = mark.stored;
+        }
+        (mark.stored, self.synced)
+    }
+
+    /// How often a stored record was to be read and could not be: damaged, or on a bad place of the disk.
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        let archive = &self.log.archive;
+        let logs = archive.sessions().filter_map(|s| archive.session(s));
+        logs.map(SessionLog::damaged).sum()
     }
 
     /// The archive's identity.

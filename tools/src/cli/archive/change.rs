@@ -1,5 +1,6 @@
 //! Commands that write to archives: prune, sync, repair.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
@@ -10,14 +11,14 @@ use seqcast_archive::{Archive, Options, Reader};
 use seqcast_engine::link::udp::{UdpConfig, UdpLink};
 use seqcast_proto::seq::{Session, Stream};
 use seqcast_tools::archive::prune::{Old, Rules};
-use seqcast_tools::archive::repair::{self, Outcome};
+use seqcast_tools::archive::repair::{self, Doing, Outcome};
 use seqcast_tools::archive::replay::{Stop, Stopped};
 use seqcast_tools::archive::select::Which;
 use seqcast_tools::archive::sync::{self, Copied};
 use seqcast_tools::archive::{fetch, utc_millis};
 
-use super::super::{Meter, say, stop, tell};
-use super::{SessionArg, now, open, parse_group};
+use super::super::{Meter, gauge, pace, say, stop, tell};
+use super::{SessionArg, now, open, parse_group, verifying};
 
 /// Options that a directory has no use for.
 const NETWORK: [&str; 5] = ["interface", "archive", "key", "id", "rate"];
@@ -174,21 +175,36 @@ pub(super) fn sync(args: &SyncArgs) -> Result<ExitCode> {
 }
 
 fn copying(session: Session, copied: &Copied, seconds: f64) -> String {
-    let megabytes = copied.bytes as f64 / 1e6;
-    let rate = megabytes / seconds;
-    format!(
-        "session {session}: {} messages, {megabytes:.0} MB, {rate:.0} MB/s",
-        copied.messages
-    )
+    let moved = pace(copied.bytes, seconds);
+    if copied.wanted == 0 {
+        return format!("session {session}: {} messages, {moved}", copied.messages);
+    }
+    let share = copied.messages as f64 / copied.wanted as f64;
+    format!("session {session}: {} {moved}", gauge(share))
 }
 
 pub(super) fn repair(dir: &Path, from: Option<&Path>) -> Result<ExitCode> {
     let from = from.map(open).transpose()?;
     open(dir)?;
     let stop = stop::on_signals()?;
-    let repaired = repair::repair(dir, from.as_ref(), &stop, &mut |step| {
-        Ok(tell(writeln!(io::stdout(), "{step}"))?)
-    });
+    let meter = RefCell::new(Meter::new());
+    let repaired = repair::repair(
+        dir,
+        from.as_ref(),
+        &stop,
+        &mut |step| {
+            // What comes next is shown from its own start.
+            meter.replace(Meter::new()).clear();
+            Ok(tell(writeln!(io::stdout(), "{step}"))?)
+        },
+        &mut |doing| {
+            meter.borrow_mut().show(|seconds| match doing {
+                Doing::Checking(session, progress) => format!("checking {}", verifying(session, progress, seconds)),
+                Doing::Copying(session, copied) => format!("copying {}", copying(session, &copied, seconds)),
+            });
+        },
+    );
+    meter.into_inner().clear();
     let outcome = match repaired {
         Err(error) if error.is::<Stopped>() => {
             stop::outcome(&stop)?;
