@@ -159,6 +159,8 @@ pub struct SessionReader {
     /// The files last read from.
     segment_file: Option<(u32, File, u32)>,
     chunk_file: Option<(u32, File)>,
+    /// A piece of the index as it was lately, for whoever looks up everything.
+    chunk_copy: Option<(u32, Vec<u8>)>,
 }
 
 /// What is said of a bad place of a disk.
@@ -170,6 +172,45 @@ struct Loaded {
     generation: u32,
     /// Where its pages begin that the disk cannot read; they are zeros.
     unreadable: Vec<usize>,
+}
+
+/// What reads the segments of a session.
+struct Loader {
+    dir: PathBuf,
+    stream: Stream,
+    session: Session,
+}
+
+impl Loader {
+    /// Whether a segment's header is the one that its name promises.
+    fn header(&self, number: u32, bytes: &[u8]) -> Option<Header> {
+        Header::parse(bytes)
+            .ok()
+            .filter(|h| (h.stream, h.session, h.number) == (self.stream, self.session, number))
+    }
+
+    /// Reads a segment; `None` when it was released, or holds nothing of this session.
+    fn load(&self, number: u32) -> Result<Option<Loaded>, Error> {
+        let path = self.dir.join(segment::file_name(number));
+        let (bytes, unreadable) = match read_around(&path) {
+            Ok(read) => read,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("read", &path)(e)),
+        };
+        Ok(self.header(number, &bytes).map(|h| Loaded {
+            bytes,
+            generation: h.generation,
+            unreadable,
+        }))
+    }
+
+    /// The generation that a segment has now.
+    fn generation(&self, number: u32) -> Option<u32> {
+        let mut bytes = [0; segment::HEADER];
+        let file = File::open(self.dir.join(segment::file_name(number))).ok()?;
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        self.header(number, &bytes).map(|h| h.generation)
+    }
 }
 
 impl SessionReader {
@@ -204,6 +245,7 @@ impl SessionReader {
             no_checkpoint,
             segment_file: None,
             chunk_file: None,
+            chunk_copy: None,
         };
         reader.refresh(saved)?;
         Ok(reader)
@@ -346,26 +388,17 @@ impl SessionReader {
         self.dir.join(name)
     }
 
-    /// Whether a segment's header is the one that its name promises.
-    fn header(&self, number: u32, bytes: &[u8]) -> Option<Header> {
-        Header::parse(bytes)
-            .ok()
-            .filter(|h| (h.stream, h.session, h.number) == (self.stream, self.session, number))
+    fn loader(&self) -> Loader {
+        Loader {
+            dir: self.dir.clone(),
+            stream: self.stream,
+            session: self.session,
+        }
     }
 
-    /// Reads a segment; `None` when it was released, or holds nothing of this session.
+    /// As [`Loader::load`].
     fn load(&self, number: u32) -> Result<Option<Loaded>, Error> {
-        let path = self.path(&segment::file_name(number));
-        let (bytes, unreadable) = match read_around(&path) {
-            Ok(read) => read,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", &path)(e)),
-        };
-        Ok(self.header(number, &bytes).map(|h| Loaded {
-            bytes,
-            generation: h.generation,
-            unreadable,
-        }))
+        self.loader().load(number)
     }
 
     /// What is wrong with the header of a segment that does not load; nothing with one that was released or
@@ -375,7 +408,7 @@ impl SessionReader {
         let file = File::open(self.path(&segment::file_name(number))).ok()?;
         match file.read_exact_at(&mut bytes, 0) {
             Err(e) if is_unreadable(&e) => Some("the disk cannot read its header"),
-            Ok(()) if bytes != [0; segment::HEADER] && self.header(number, &bytes).is_none() => {
+            Ok(()) if bytes != [0; segment::HEADER] && self.loader().header(number, &bytes).is_none() => {
                 Some("its header is damaged")
             }
             _ => None,
@@ -469,13 +502,26 @@ impl SessionReader {
         Ok(found.map(|()| position).filter(|&p| p != Position::NONE))
     }
 
+    /// As [`SessionReader::look_up`], from a copy of the piece of index, which may be out of date.
+    fn look_up_lately(&mut self, seq: Seq) -> Option<Position> {
+        let chunk = chunk_of(seq);
+        if self.chunk_copy.as_ref().is_none_or(|(c, _)| *c != chunk) {
+            let bytes =
+                read_around(&self.path(&index::file_name(chunk))).map_or_else(|_| Vec::new(), |(bytes, _)| bytes);
+            self.chunk_copy = Some((chunk, bytes));
+        }
+        let (_, bytes) = self.chunk_copy.as_ref()?;
+        let entry = bytes.get(offset_of(seq)..)?.first_chunk()?;
+        Some(Position(u64::from_le_bytes(*entry)))
+    }
+
     /// The bytes of the record at `offset`, padded, and the segment's generation.
     fn read_at(&mut self, number: u32, offset: u64) -> io::Result<(Vec<u8>, u32)> {
         if self.segment_file.as_ref().is_none_or(|(n, ..)| *n != number) {
             let file = File::open(self.path(&segment::file_name(number)))?;
             let mut bytes = [0; segment::HEADER];
             file.read_exact_at(&mut bytes, 0)?;
-            let header = self.header(number, &bytes).ok_or(io::ErrorKind::NotFound)?;
+            let header = self.loader().header(number, &bytes).ok_or(io::ErrorKind::NotFound)?;
             self.segment_file = Some((number, file, header.generation));
         }
         let (_, file, generation) = self.segment_file.as_ref().expect("opened just now");

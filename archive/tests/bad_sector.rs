@@ -328,7 +328,7 @@ fn root_a_bad_sector_of_a_real_disk_costs_what_lies_there() {
         "{:?}",
         verified.damage.first()
     );
-    let read = session.in_order(Seq::FIRST).map(|r| r.unwrap().first.0).count();
+    let read = session.in_order(Seq::FIRST).filter(|r| r.is_ok()).count();
     assert!((500..2_000).contains(&read), "{read}");
     // The writer's own look-ups, through mappings.
     let archive = Archive::open(&dir, STREAM, options()).unwrap();

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use seqcast_archive::{Archive, Options, SessionLog, SessionMeta, SyncPolicy};
+use seqcast_archive::{Archive, Options, Reader, SessionLog, SessionMeta, SyncPolicy};
 use seqcast_engine::feed::binaryfile;
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::wire::{Body, Frame, Message, put_message};
@@ -346,6 +346,46 @@ fn a_capture_holds_the_frames_at_the_times_of_their_arrival() {
 }
 
 #[test]
+fn wireshark_opens_a_capture_and_shows_the_times_of_arrival() {
+    let (files, dir) = archive();
+    let out = files.path().join("ticks.pcapng");
+    let selection = format!(
+        "--session 1000 --format pcapng --out {} --group 239.81.0.1:5000",
+        out.display()
+    );
+    succeed("export", &dir, &selection);
+    let shown = Command::new("tshark")
+        .args([
+            "-n",
+            "-T",
+            "fields",
+            "-e",
+            "frame.time_epoch",
+            "-e",
+            "ip.dst",
+            "-e",
+            "udp.dstport",
+            "-r",
+        ])
+        .arg(&out)
+        .output();
+    let Ok(shown) = shown else {
+        eprintln!("skipped: tshark is not installed");
+        return;
+    };
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let shown = text(&shown.stdout);
+    let archive = Reader::open(&dir).unwrap();
+    let mut reader = archive.session(OLD).unwrap();
+    let wanted: Vec<String> = reader
+        .in_order(Seq::FIRST)
+        .map(|record| record.unwrap().recv_ns)
+        .map(|ns| format!("{}.{:09}\t239.81.0.1\t5000", ns / 1_000_000_000, ns % 1_000_000_000))
+        .collect();
+    assert_eq!(shown.lines().collect::<Vec<_>>(), wanted);
+}
+
+#[test]
 fn exported_lines_are_those_of_cat() {
     let (files, dir) = archive();
     let path = files.path().join("x.jsonl");
@@ -411,6 +451,23 @@ fn a_live_archive_is_read_and_grows_but_is_not_pruned() {
     assert_eq!(count(), 35);
     assert!(succeed("ls", &dir, "").contains(" 35 "));
     assert!(succeed("verify", &dir, "").contains("session 2000: good; 31 records"));
+    let on_disk = || {
+        let info = succeed("info", &dir, "--session last");
+        let line = info.lines().find_map(|line| line.trim().strip_prefix("on disk"));
+        line.expect("it says so").trim().to_owned()
+    };
+    assert_eq!(on_disk(), "0 messages, up to 0; 35 stored are not yet");
+    archive.session_mut(NEW).unwrap().sync().unwrap();
+    assert_eq!(on_disk(), "all that is stored");
+    append(archive.session_mut(NEW).unwrap(), 36, 3);
+    assert_eq!(on_disk(), "35 messages, up to 35; 3 stored are not yet");
+    assert_eq!(
+        succeed("export", &dir, "--session last --format jsonl --out -")
+            .lines()
+            .count(),
+        38
+    );
+    assert!(!succeed("export", &dir, "--format pcapng --out /dev/null").contains("left out"));
 
     let told = fail("prune", &dir, "--keep-sessions 1");
     let holder = format!("is in use by process {}: stop it", std::process::id());

@@ -138,21 +138,25 @@ fn a_directory_has_each_message_once_and_whole_after_kills() {
 }
 
 #[test]
-fn a_client_that_was_away_finds_everything_in_the_archive_alone() {
-    let world = World::new(&["server", "archive", "risk1", "client1"], 30_000);
+fn a_client_that_was_away_finds_everything_in_any_archive_that_is_left() {
+    let world = World::new(&["server", "archive", "spare", "risk1", "client1"], 30_000);
     let roles = durable(&world, "risk1", &file_sink(&world, "risk1"));
     let archive = world.start("archive", false, &world.archive());
+    let second = world.archive().replace("archive.d", "spare.d");
+    let spare = world.start("spare", false, &second);
+    let both = world.server(15_000, "").replace("archives = 1", "archives = 2");
     let away = world.start("risk1", true, &roles);
     let mut other = world.start("client1", false, &world.client("client1", true));
-    let server = world.start("server", false, &world.server(15_000, ""));
+    let server = world.start("server", false, &both);
     world.until_delivered("risk1", 20);
     kill(away);
     world.until_delivered("client1", 50);
     kill(server);
-    let mut server = world.start("server", false, &world.server(15_000, ""));
+    let mut server = world.start("server", false, &both);
     server.wait(LIMIT).unwrap();
     other.wait(LIMIT).unwrap();
-    // No server any more, and a start to which nothing was said but where it stood.
+    // No server any more, one archive less, and a start to which nothing was said but where it stood.
+    kill(archive);
     let mut back = world.start("risk1", true, &roles);
     back.wait(LIMIT).unwrap();
     world.assert_equal("risk1");
@@ -163,7 +167,9 @@ fn a_client_that_was_away_finds_everything_in_the_archive_alone() {
         "{report}"
     );
     assert!(report["repaired_archive"].as_u64() > Some(10_000), "{report}");
-    // A further start finds that there is nothing more.
+    // A further start finds that there is nothing more, from the other one.
+    let archive = world.start("archive", false, &world.archive());
+    terminate(spare);
     let mut again = world.start("risk1", false, &roles);
     again.wait(LIMIT).unwrap();
     world.assert_equal("risk1");

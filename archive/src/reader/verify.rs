@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
 
-use super::{SessionReader, walk};
+use super::{Loaded, SessionReader, walk};
 use crate::Error;
 use crate::background::CHECKPOINT;
 use crate::record::{self, Entry, Record};
@@ -75,17 +77,36 @@ impl SessionReader {
             let file = self.path(CHECKPOINT);
             found.add(Damage { file, offset: 0, why });
         }
-        for (number, end) in self.segments.clone() {
-            self.verify_segment(number, end, &mut found)?;
-            found.progress.segments += 1;
-            progress(found.progress);
-        }
-        Ok(found)
+        let segments = self.segments.clone();
+        let numbers: Vec<u32> = segments.keys().copied().collect();
+        let loader = self.loader();
+        thread::scope(|scope| {
+            // While one is checked, the next is read.
+            let (read, to_check) = mpsc::sync_channel(1);
+            scope.spawn(move || {
+                // Fails when the checking has, and then nobody wants more.
+                numbers
+                    .into_iter()
+                    .try_for_each(|number| read.send(loader.load(number)))
+            });
+            for ((number, end), loaded) in segments.into_iter().zip(to_check) {
+                self.verify_segment(number, end, loaded?, &mut found)?;
+                found.progress.segments += 1;
+                progress(found.progress);
+            }
+            Ok(found)
+        })
     }
 
-    fn verify_segment(&mut self, number: u32, end: Option<u32>, found: &mut Verified) -> Result<(), Error> {
+    fn verify_segment(
+        &mut self,
+        number: u32,
+        end: Option<u32>,
+        loaded: Option<Loaded>,
+        found: &mut Verified,
+    ) -> Result<(), Error> {
         let file = self.path(&segment::file_name(number));
-        let Some(loaded) = self.load(number)? else {
+        let Some(loaded) = loaded else {
             let listed = end.is_some() && file.exists();
             let fault = self.header_fault(number).or(listed.then_some("it has no header"));
             if let Some(why) = fault.map(str::to_owned) {
@@ -112,7 +133,7 @@ impl SessionReader {
             };
             // A segment that was recycled while it was read shows in its header.
             if let Some(why) = why
-                && self.load(number)?.is_some_and(|l| l.generation == loaded.generation)
+                && self.loader().generation(number) == Some(loaded.generation)
             {
                 let (file, offset) = (file.clone(), at as u64);
                 found.add(Damage { file, offset, why });
@@ -130,7 +151,7 @@ impl SessionReader {
         let range = record.range();
         for seq in [range.first.max(self.floor), range.last] {
             let here = Position::new(number, at as u32);
-            if seq >= self.floor && self.look_up(seq)? != Some(here) && self.read(seq)?.is_none() {
+            if seq >= self.floor && self.look_up_lately(seq) != Some(here) && self.read(seq)?.is_none() {
                 return Ok(Some(format!("the index does not find number {seq}")));
             }
         }
