@@ -283,7 +283,7 @@ impl<L: Link> Node<L> {
             cycle: self.cycle,
             subscriptions: self.subscribe.iter().map(Subscribe::report).collect(),
             publications: self.publish.iter().map(Publish::report).collect(),
-            archives: self.record.iter_mut().map(Record::report).collect(),
+            archives: self.record.iter().map(Record::report).collect(),
             trust: self.guards.report(),
             programs: self.hub.as_ref().map(Hub::report),
         }

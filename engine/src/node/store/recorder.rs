@@ -20,18 +20,10 @@ pub struct Recorder {
     /// How much is kept.
     limits: Limits,
     failed: bool,
-    /// How far the newest session was stored at ends of its log that are not on disk yet.
-    marks: VecDeque<Mark>,
-    /// The last of them that is.
-    synced: Seq,
-}
-
-/// How far a session was stored when its log ended there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Mark {
-    session: Session,
-    end: u64,
-    stored: Seq,
+    /// Ends of the newest session's log that are not on disk yet, and how far it was stored then.
+    marks: VecDeque<(u64, Seq)>,
+    /// That session, and how far it was stored at the last such end that is.
+    synced: (Session, Seq),
 }
 
 /// Marks that wait for the disk at most; what comes then is told with the next.
@@ -66,7 +58,7 @@ impl Recorder {
             limits: Limits::default(),
             failed: false,
             marks: VecDeque::with_capacity(MARKS),
-            synced: Seq(0),
+            synced: (Session::NONE, Seq(0)),
         }
     }
 
@@ -113,22 +105,18 @@ impl Recorder {
             return (Seq(0), Seq(0));
         };
         let (end, on_disk) = log.extent();
-        let mark = Mark {
-            session: log.session(),
-            end,
-            stored: log.stored_up_to(),
-        };
-        if self.marks.back().is_some_and(|last| last.session != mark.session) {
+        let stored = log.stored_up_to();
+        if self.synced.0 != log.session() {
             self.marks.clear();
-            self.synced = Seq(0);
+            self.synced = (log.session(), Seq(0));
         }
-        if self.marks.len() < MARKS && self.marks.back().is_none_or(|last| *last != mark) {
-            self.marks.push_back(mark);
+        if self.marks.len() < MARKS && self.marks.back() != Some(&(end, stored)) {
+            self.marks.push_back((end, stored));
         }
-        while let Some(mark) = self.marks.pop_front_if(|mark| mark.end <= on_disk) {
-            self.synced = mark.stored;
+        while let Some((_, stored)) = self.marks.pop_front_if(|(end, _)| *end <= on_disk) {
+            self.synced.1 = stored;
         }
-        (mark.stored, self.synced)
+        (stored, self.synced.1)
     }
 
     /// How often a stored record was to be read and could not be: damaged, or on a bad place of the disk.
