@@ -84,6 +84,7 @@ fn oracles(bug: Bug) -> &'static [Oracle] {
         Bug::AckUnsynced => &[Oracle::Promise],
         Bug::DeliverTwice | Bug::SkipGap => &[Oracle::Delivery],
         Bug::TrustOneRefusal => &[Oracle::Loss],
+        Bug::KeepFrame => &[Oracle::Frames],
     }
 }
 

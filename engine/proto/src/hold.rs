@@ -158,7 +158,9 @@ impl<F> Hold<F> {
             held.slots -= 1;
             self.messages -= 1;
             if held.slots == 0 {
-                *place = None;
+                if !planted!(KeepFrame) {
+                    *place = None;
+                }
                 self.free.push(index);
             }
         }

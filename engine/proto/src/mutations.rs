@@ -37,10 +37,12 @@ pub enum Bug {
     ForgetHeld,
     /// The first final refusal counts as everyone's.
     TrustOneRefusal,
+    /// The client keeps a frame of which it needs nothing any more.
+    KeepFrame,
 }
 
 /// All of them.
-pub const ALL: [Bug; 14] = [
+pub const ALL: [Bug; 15] = [
     Bug::ReleaseEarly,
     Bug::SendUnkept,
     Bug::ReuseSession,
@@ -55,6 +57,7 @@ pub const ALL: [Bug; 14] = [
     Bug::SkipGap,
     Bug::ForgetHeld,
     Bug::TrustOneRefusal,
+    Bug::KeepFrame,
 ];
 
 static PLANTED: AtomicU32 = AtomicU32::new(0);

@@ -12,7 +12,7 @@ mod trace;
 mod world;
 
 pub use oracle::{Failure, Oracle};
-pub use plan::{ClientPlan, Fault, Host, Medium, Net, Plan, Timed};
+pub use plan::{ClientPlan, Fault, Host, Lines, Listen, Medium, Net, Plan, Timed};
 pub use shrink::shrink;
 pub use trace::Trace;
 pub use world::Counts;

@@ -25,6 +25,8 @@ pub enum Oracle {
     Release,
     /// What is held, waits or is tracked stays within its bounds.
     Bounds,
+    /// Each receive frame is free or held, and what is held is what the client says that it holds.
+    Frames,
     /// Repairs stay in proportion to what was missed.
     Repairs,
     /// Every frame sent is one that the parser takes.

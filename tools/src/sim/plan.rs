@@ -3,6 +3,7 @@
 use std::fmt;
 
 use seqcast_proto::client::Order;
+use seqcast_proto::lines::{Line, LinesConfig};
 use seqcast_proto::responder::Cast;
 use seqcast_proto::rng::Rng;
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, SECONDS};
@@ -72,6 +73,45 @@ pub struct ClientPlan {
     pub hold: u32,
     /// Start.
     pub joins: Nanos,
+    /// The lines that it listens to, when there are two.
+    pub listen: Listen,
+}
+
+/// Which of two lines somebody listens to, and is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Both.
+    Both,
+    /// One alone.
+    Only(Line),
+}
+
+impl Listen {
+    /// Whether it is connected to a line.
+    #[must_use]
+    pub fn has(self, line: Line) -> bool {
+        self == Listen::Both || self == Listen::Only(line)
+    }
+
+    /// The line that it asks over first.
+    #[must_use]
+    pub fn first(self) -> Line {
+        match self {
+            Listen::Both => Line::A,
+            Listen::Only(line) => line,
+        }
+    }
+}
+
+/// The stream takes two ways.
+#[derive(Clone, Copy, Debug)]
+pub struct Lines {
+    /// How receivers on both lines deal with them.
+    pub config: LinesConfig,
+    /// How much later than over line A everything comes over line B.
+    pub lag: Nanos,
+    /// What the archives listen to.
+    pub archives: [Listen; 2],
 }
 
 /// What goes wrong at some time for some time.
@@ -87,6 +127,8 @@ pub enum Fault {
     DiskFull(Host),
     /// The application takes nothing.
     Stuck(Host),
+    /// One of two lines carries nothing.
+    LineDown(Line),
 }
 
 impl Fault {
@@ -96,6 +138,7 @@ impl Fault {
         match *self {
             Fault::Kill(host) | Fault::PowerLoss(host) | Fault::DiskFull(host) | Fault::Stuck(host) => vec![host],
             Fault::Cut(from, to) => vec![from, to],
+            Fault::LineDown(_) => Vec::new(),
         }
     }
 }
@@ -108,6 +151,7 @@ impl fmt::Display for Fault {
             Fault::Cut(from, to) => write!(f, "cut from {from} to {to}"),
             Fault::DiskFull(host) => write!(f, "full disk of {host}"),
             Fault::Stuck(host) => write!(f, "stuck application of {host}"),
+            Fault::LineDown(line) => write!(f, "line {line} down"),
         }
     }
 }
@@ -160,6 +204,10 @@ pub struct Plan {
     pub repair_rate: Option<u64>,
     /// The server ends the stream after the last message.
     pub close: bool,
+    /// Frames are sealed with a key.
+    pub keyed: bool,
+    /// There are two lines.
+    pub lines: Option<Lines>,
     /// The clients.
     pub clients: Vec<ClientPlan>,
     /// The network.
@@ -220,6 +268,7 @@ impl Plan {
                 window: draw.scaled(64, 4096) as u32,
                 hold: draw.scaled(4, 512) as u32,
                 joins: if late { draw.between(0, active) } else { 0 },
+                listen: Listen::Both,
             });
         }
         let net = Net {
@@ -260,12 +309,45 @@ impl Plan {
             cast: draw.pick(&[Cast::Auto, Cast::Auto, Cast::Auto, Cast::Unicast, Cast::Multicast]),
             repair_rate: draw.one_in(5).then(|| draw.scaled(500_000, 20_000_000)),
             close: draw.one_in(3),
+            keyed: false,
+            lines: None,
             clients,
             net,
             faults: Vec::new(),
         };
         plan.draw_faults(&mut draw);
+        plan.keyed = draw.one_in(6);
+        if draw.one_in(4) {
+            plan.draw_lines(&mut draw);
+        }
         plan
+    }
+
+    fn draw_lines(&mut self, draw: &mut Draw) {
+        // Who is on one line alone reaches only others on that line, so it is the same one for all of a run.
+        let either = [Listen::Both, Listen::Both, Listen::Only(draw.pick(&Line::BOTH))];
+        self.lines = Some(Lines {
+            config: LinesConfig {
+                skew: draw.scaled(10 * MICROS, 5 * MILLIS),
+                silence: draw.scaled(20 * MILLIS, 500 * MILLIS),
+            },
+            lag: if draw.one_in(2) {
+                draw.scaled(MICROS, 5 * MILLIS)
+            } else {
+                0
+            },
+            archives: [draw.pick(&either), draw.pick(&either)],
+        });
+        for client in &mut self.clients {
+            client.listen = draw.pick(&either);
+        }
+        for _ in 0..draw.between(0, 3) {
+            let fault = Fault::LineDown(draw.pick(&Line::BOTH));
+            let at = draw.between(0, self.active);
+            let until = (at + draw.scaled(20 * MICROS, SECONDS)).min(self.active);
+            self.faults.push(Timed { at, until, fault });
+        }
+        self.faults.sort_by_key(|f| f.at);
     }
 
     fn draw_faults(&mut self, draw: &mut Draw) {
@@ -352,6 +434,12 @@ impl fmt::Display for Plan {
             self.close
         )?;
         writeln!(f, "  {:?}", self.net)?;
+        if self.keyed {
+            writeln!(f, "  sealed with a key")?;
+        }
+        if let Some(lines) = &self.lines {
+            writeln!(f, "  two lines: {lines:?}")?;
+        }
         for (n, client) in self.clients.iter().enumerate() {
             writeln!(f, "  client{n}: {client:?}")?;
         }

@@ -3,7 +3,7 @@
 use seqcast_proto::responder::Cast;
 
 use super::oracle::{Failure, Oracle};
-use super::plan::{Medium, Plan};
+use super::plan::{Fault, Medium, Plan};
 use super::run;
 
 /// The smallest plan found within `runs` runs that breaks the same rule as `failure`, and how it
@@ -70,7 +70,7 @@ fn ways(plan: &Plan) -> impl Iterator<Item = Plan> + '_ {
             })
         })
         .into_iter();
-    let settings: [(bool, Edit); 17] = [
+    let settings: [(bool, Edit); 19] = [
         (plan.messages > 1, |p| p.messages /= 2),
         (plan.messages > 1, |p| p.messages -= (p.messages / 8).max(1)),
         (plan.net.loss > 0, |p| p.net.loss = 0),
@@ -86,6 +86,11 @@ fn ways(plan: &Plan) -> impl Iterator<Item = Plan> + '_ {
         (plan.ask_group, |p| p.ask_group = false),
         (plan.cast != Cast::Auto, |p| p.cast = Cast::Auto),
         (plan.close, |p| p.close = false),
+        (plan.keyed, |p| p.keyed = false),
+        (plan.lines.is_some(), |p| {
+            p.lines = None;
+            p.faults.retain(|f| !matches!(f.fault, Fault::LineDown(_)));
+        }),
         (plan.range_end.is_some(), |p| p.range_end = None),
         (plan.active > 1_000_000, |p| {
             // Everything closer together.
