@@ -313,6 +313,37 @@ fn what_there_was_no_room_for_is_asked_of_the_same_party_at_once() {
 }
 
 #[test]
+fn what_found_no_room_does_not_grow_too_old() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(1, 4), 0);
+    ask(&mut gaps, 1, &parties);
+    let late = 2 * GapConfig::default().give_up;
+    gaps.turned_away(range(1, 4), late);
+    assert_eq!(gaps.take_given_up(late, &parties), None);
+}
+
+#[test]
+fn a_new_run_of_the_server_may_not_have_named_all_archives_yet() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let mut parties = both();
+    let start = SECONDS;
+    parties.heard(7, start);
+    gaps.miss(range(1, 1), start);
+    let mut now = start;
+    while gaps.list[0].refused_by.count_ones() < 2 {
+        for (to, ..) in ask(&mut gaps, now, &parties) {
+            refuse(&mut gaps, range(1, 1), to, (Reason::TooOld, 0), &parties, now);
+        }
+        now = gaps.next_due();
+    }
+    assert!(now < start + NAMED);
+    assert_eq!(gaps.take_given_up(now, &parties), None, "another archive may have it");
+    let refused = Some((range(1, 1), Loss::Refused));
+    assert_eq!(gaps.take_given_up(start + NAMED, &parties), refused);
+}
+
+#[test]
 fn progress_keeps_a_long_catch_up_alive() {
     let config = GapConfig {
         ask_window: 10,

@@ -241,6 +241,61 @@ fn a_server_says_of_what_its_closed_log_lacks_that_it_will_never_come() {
     }
 }
 
+/// The session ended with message 9, and nobody has told what followed; a later one is held.
+struct Unlinked;
+
+impl Store for Unlinked {
+    fn look_up(&self, _: Session, _: Seq) -> Lookup<'_> {
+        Lookup::Absent(Reason::NotYet, Seq(u32::MAX))
+    }
+
+    fn end_of(&self, _: Session) -> Option<End> {
+        Some(End {
+            last: Seq(9),
+            next: Session::NONE,
+        })
+    }
+
+    fn previous_of(&self, _: Session) -> Session {
+        Session::NONE
+    }
+
+    fn session_after(&self, _: Session) -> Session {
+        Session(12)
+    }
+}
+
+#[test]
+fn who_was_not_told_what_followed_does_not_guess() {
+    struct End(Option<(u16, Session)>);
+    impl Outbox for End {
+        fn send(&mut self, _: SocketAddrV4, build: impl FnOnce(&mut [u8]) -> usize) -> bool {
+            let mut buf = [0; MAX_FRAME];
+            let len = build(&mut buf);
+            let frame = Frame::parse(&buf[..len]).unwrap();
+            if let Body::End(body) = frame.body {
+                self.0 = Some((frame.header.flags.get(), Session(body.next_session.get())));
+            }
+            true
+        }
+
+        fn max_frame(&self) -> usize {
+            MAX_FRAME
+        }
+    }
+    let mut responder = Responder::new(Stream(1), 3, false, RepairConfig::new(GROUP), 16);
+    let (now, mut out) = (Now { mono: 1, wall: 1 }, End(None));
+    ask(
+        &mut responder,
+        now,
+        asker(1),
+        &[SeqRange::of(Seq(10), 1).unwrap()],
+        &mut out,
+    );
+    responder.pump(now, 64, &Unlinked, &mut out);
+    assert_eq!(out.0, Some((flags::UNSURE, Session(12))));
+}
+
 #[test]
 fn each_who_asked_is_refused_by_himself_in_answer_to_his_last_question() {
     let end = Some(End {
