@@ -80,7 +80,7 @@ impl Inode {
     fn new(bytes: &[u8], durable: Vec<u8>) -> io::Result<Arc<Inode>> {
         let inode = Inode::zeroed(bytes.len(), durable)?;
         // Most of a file is a hole, and stays one.
-        let full = |page: &[u8]| page.iter().any(|b| *b != 0);
+        let full = |page: &[u8]| *page != [0; PAGE][..page.len()];
         for (n, page) in bytes.chunks(PAGE).enumerate().filter(|(_, page)| full(page)) {
             inode.live.write_all_at(page, (n * PAGE) as u64)?;
         }

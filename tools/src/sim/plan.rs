@@ -325,7 +325,13 @@ impl Plan {
 
     fn draw_lines(&mut self, draw: &mut Draw) {
         // Who is on one line alone reaches only others on that line, so it is the same one for all of a run.
-        let either = [Listen::Both, Listen::Both, Listen::Only(draw.pick(&Line::BOTH))];
+        let single = draw.pick(&Line::BOTH);
+        let either = [Listen::Both, Listen::Both, Listen::Only(single)];
+        // Questions by multicast go to line A's group, as long as that is heard.
+        let archives = match (self.ask_group, single) {
+            (true, Line::B) => [Listen::Both; 3],
+            _ => either,
+        };
         self.lines = Some(Lines {
             config: LinesConfig {
                 skew: draw.scaled(10 * MICROS, 5 * MILLIS),
@@ -336,7 +342,7 @@ impl Plan {
             } else {
                 0
             },
-            archives: [draw.pick(&either), draw.pick(&either)],
+            archives: [draw.pick(&archives), draw.pick(&archives)],
         });
         for client in &mut self.clients {
             client.listen = draw.pick(&either);

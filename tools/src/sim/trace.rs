@@ -60,7 +60,9 @@ impl Trace {
 
 pub(super) fn frame_text(to: SocketAddrV4, bytes: &[u8]) -> String {
     let [_, net, _, n] = to.ip().octets();
-    let whom = match (to.ip().is_multicast(), net) {
+    // On line B as on line A, see `addr_on`.
+    let whom = match (to.ip().is_multicast(), net % 16) {
+        (true, 2) => "all on B".into(),
         (true, _) => "all".into(),
         (_, 0) => Host::Server.to_string(),
         (_, 1) => Host::Archive(n.into()).to_string(),
