@@ -510,9 +510,11 @@ impl Responder {
             },
             Lookup::Absent(reason, upto) => (reason, upto),
         };
+        // Who learns of the past learns all of it at once, be it more than was asked for.
+        let last = if reason.is_of_the_past() { Seq::LAST } else { range.last };
         let refused = SeqRange {
             first: range.first,
-            last: upto.clamp(range.first, range.last),
+            last: upto.clamp(range.first, last),
         };
         let later = match reason {
             Reason::UnknownSession => store.session_after(session),
@@ -523,11 +525,9 @@ impl Responder {
         if !out.send(job.from, |buf| stamp.unavailable(buf, refused, reason, 0)) {
             return Step::NoBuffer;
         }
-        self.stats.unavailable += u64::from(refused.len());
-        Step::Sent {
-            next: refused.end(),
-            len: REFUSED,
-        }
+        let next = refused.end().min(range.end());
+        self.stats.unavailable += u64::from(next.since(range.first));
+        Step::Sent { next, len: REFUSED }
     }
 
     fn stamp(&self, session: Session, sequence: Seq, time: u64) -> Stamp {

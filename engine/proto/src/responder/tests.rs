@@ -265,6 +265,44 @@ impl Store for Unlinked {
     }
 }
 
+/// Holds nothing below 100.
+struct Late;
+
+impl Store for Late {
+    fn look_up(&self, _: Session, seq: Seq) -> Lookup<'_> {
+        match seq.0 {
+            ..100 => Lookup::Absent(Reason::TooOld, Seq(99)),
+            _ => Lookup::Absent(Reason::NotYet, Seq(u32::MAX)),
+        }
+    }
+
+    fn end_of(&self, _: Session) -> Option<End> {
+        None
+    }
+
+    fn previous_of(&self, _: Session) -> Session {
+        Session::NONE
+    }
+
+    fn session_after(&self, _: Session) -> Session {
+        Session::NONE
+    }
+}
+
+#[test]
+fn a_refusal_tells_all_that_was_used_and_nothing_of_what_may_come() {
+    for (first, count, told) in [(5, 1, (5, 99)), (98, 4, (98, 99)), (100, 3, (100, 102))] {
+        let mut responder = Responder::new(Stream(1), 3, false, RepairConfig::new(GROUP), 16);
+        let (now, mut out) = (Now { mono: 1, wall: 1 }, Refusals::default());
+        let asked = SeqRange::of(Seq(first), count).unwrap();
+        ask(&mut responder, now, asker(1), &[asked], &mut out);
+        responder.pump(now, 64, &Late, &mut out);
+        let range = out.refused[0].0;
+        assert_eq!((range.first.0, range.last.0), told);
+        assert_eq!(responder.stats().unavailable, u64::from(count));
+    }
+}
+
 #[test]
 fn who_was_not_told_what_followed_does_not_guess() {
     struct End(Option<(u16, Session)>);
