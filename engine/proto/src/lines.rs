@@ -129,6 +129,8 @@ struct Track {
     heard: Nanos,
     /// Since when only the other line has been heard, without a longer pause.
     absent_since: Option<Nanos>,
+    /// It was heard since it fell silent, be it in one turn with the other.
+    back: bool,
     stats: LineStats,
 }
 
@@ -139,6 +141,7 @@ impl Track {
             heard: 0,
             waiting: VecDeque::with_capacity(MAX_WAITING),
             absent_since: None,
+            back: false,
             stats: LineStats::default(),
         }
     }
@@ -237,6 +240,7 @@ impl Lines {
         let pause = self.config.silence / 2;
         let [this, other] = self.pair(line);
         this.absent_since = None;
+        this.back = true;
         // After a pause of this line too, or of the host, the other may only not have been read yet.
         if now.saturating_sub(this.heard) > pause && !other.stats.silent {
             other.absent_since = None;
@@ -303,13 +307,14 @@ impl Lines {
             let heard = self.tracks[line.other() as usize].heard;
             let track = &mut self.tracks[line as usize];
             let silent = match track.absent_since {
-                Some(since) => track.stats.silent || heard.saturating_sub(since) >= self.config.silence,
+                Some(since) => track.stats.silent && !track.back || heard.saturating_sub(since) >= self.config.silence,
                 None => false,
             };
             if silent == track.stats.silent {
                 return None;
             }
             track.stats.silent = silent;
+            track.back = !silent;
             track.stats.silences += u64::from(silent);
             Some(if silent {
                 LineChange::Silent(line)

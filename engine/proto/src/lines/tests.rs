@@ -185,3 +185,22 @@ fn a_party_is_asked_over_one_line_whichever_lines_it_is_on() {
         assert_eq!(found.collect::<std::vec::Vec<_>>(), expected, "{role:?} over {line}");
     }
 }
+
+#[test]
+fn a_line_that_comes_back_in_one_turn_with_the_other_is_heard() {
+    let mut lines = lines();
+    data(&mut lines, 0, Line::A, 1);
+    let mut now = 0;
+    while lines.poll() != Some(LineChange::Silent(Line::A)) {
+        now += SILENCE / 4;
+        data(&mut lines, now, Line::B, 1);
+    }
+    assert_eq!(lines.preferred(), Line::B);
+    // Both are read before anybody looks, A's copy first.
+    now += SILENCE / 4;
+    for line in Line::BOTH {
+        data(&mut lines, now, line, 9);
+    }
+    assert_eq!(lines.poll(), Some(LineChange::Heard(Line::A)));
+    assert_eq!(lines.preferred(), Line::A);
+}
