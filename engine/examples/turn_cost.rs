@@ -1,16 +1,22 @@
 //! What the engine itself costs on either side, without a network: nanoseconds of an empty turn, of a
 //! frame published into a link that goes nowhere, and of a frame delivered from a link that always has
 //! some. What a real link adds is in `scripts/bench`.
+//!
+//! With the argument `unwatched` or `watched` the link is one that `seqcast capture` can watch, without and with a
+//! capture that takes everything; without an argument it is not.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use seqcast_engine::capture::request::Request;
+use seqcast_engine::capture::{Socket, Tapped};
 use seqcast_engine::config::Config;
 use seqcast_engine::link::{Datagram, Link, LinkStats};
 use seqcast_engine::node::{Node, Programs, StopRequests};
@@ -158,7 +164,7 @@ impl Application for Reader {
     fn event(&mut self, _event: Event) {}
 }
 
-fn open(wire: &Rc<Wire>, table: &str, programs: Programs) -> Node<Plug> {
+fn open<L: Link>(wire: &Rc<Wire>, table: &str, programs: Programs, wrap: &impl Fn(Plug) -> L) -> Node<L> {
     let text = format!("[engine]\ninterface = \"x\"\n[[{table}]]\nstream = \"{STREAM}\"\n");
     let end = if table == "publish" { "source" } else { "sink" };
     let config = Config::parse(&format!("{text}{end} = {{ program = true }}\n"), Path::new("x"));
@@ -167,7 +173,7 @@ fn open(wire: &Rc<Wire>, table: &str, programs: Programs) -> Node<Plug> {
         scratch: vec![0; 2048].into(),
     };
     let config = config.expect("a configuration");
-    Node::open(&config, plug, 4096, StopRequests::default(), programs).expect("an engine")
+    Node::open(&config, wrap(plug), 4096, StopRequests::default(), programs).expect("an engine")
 }
 
 /// The least nanoseconds of one turn, over several rounds: what disturbs only adds.
@@ -185,7 +191,43 @@ fn least(mut turn: impl FnMut()) -> f64 {
     least
 }
 
+/// Takes all that an engine shows, until it ends.
+fn watch(path: &Path) {
+    let mut socket = UnixStream::connect(path).expect("an engine");
+    socket.write_all(&Request::default().to_bytes()).expect("an engine");
+    let mut buffer = vec![0; 1 << 20];
+    while matches!(socket.read(&mut buffer), Ok(1..)) {}
+}
+
 fn main() {
+    match std::env::args().nth(1).as_deref() {
+        None => measure(&|plug| plug),
+        Some("unwatched") => measure(&|plug| Tapped::new(plug, None)),
+        Some("watched") => {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join("socket");
+            // One for each engine: it must outlive it, and takes no others.
+            let sockets = RefCell::new(Vec::new());
+            measure(&|plug| {
+                let path = path.with_extension(sockets.borrow().len().to_string());
+                let socket = Socket::open(&path, String::new()).expect("a socket");
+                std::thread::spawn({
+                    let path = path.clone();
+                    move || watch(&path)
+                });
+                while !socket.is_watched() {
+                    std::thread::yield_now();
+                }
+                let tapped = Tapped::new(plug, Some(&socket));
+                sockets.borrow_mut().push(socket);
+                tapped
+            });
+        }
+        Some(other) => panic!("{other}: unwatched, watched or nothing"),
+    }
+}
+
+fn measure<L: Link>(wrap: &impl Fn(Plug) -> L) {
     println!("nanoseconds            empty turn   alone: publish  deliver   in 64: publish  deliver, a frame");
     for (what, size, per_frame) in [("64 B", 64, 1), ("64 B, 21 a frame", 64, 21), ("1 KiB", 1024, 1)] {
         let wire = Rc::new(Wire::default());
@@ -198,7 +240,7 @@ fn main() {
             publishers: vec![(STREAM, Box::new(given))],
             ..Programs::default()
         };
-        let mut server = open(&wire, "publish", programs);
+        let mut server = open(&wire, "publish", programs, wrap);
         // A run without a state directory waits for its second to be over.
         while wire.sample.borrow().is_empty() {
             left.set(per_frame);
@@ -224,7 +266,7 @@ fn main() {
             handlers: vec![(STREAM, Box::new(Reader(Rc::default())))],
             ..Programs::default()
         };
-        let mut client = open(&wire, "subscribe", programs);
+        let mut client = open(&wire, "subscribe", programs, wrap);
         let mut deliver = |frames: usize| {
             wire.at_once.set(frames);
             least(|| {

@@ -158,6 +158,8 @@ pub struct Engine {
     pub counters: Option<PathBuf>,
     /// Where to write the final counters as JSON.
     pub report: Option<PathBuf>,
+    /// Unix socket at which `seqcast capture` attaches.
+    pub capture: Option<PathBuf>,
     /// Settings of the AF_XDP link.
     #[serde(default)]
     pub xdp: Xdp,

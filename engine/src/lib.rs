@@ -1,6 +1,7 @@
 //! The Seqcast engine: one process per NIC that runs servers, clients and archives.
 //!
 //! - [`cli`]: the command line.
+//! - [`capture`]: copies of its frames for who attaches to watch.
 //! - [`config`]: what an engine shall do, from a TOML file.
 //! - [`counters`]: what a running engine shows of itself, in shared memory.
 //! - [`keys`]: files of keys that streams' frames are sealed with.
@@ -14,6 +15,7 @@ use std::net::SocketAddrV4;
 
 use seqcast_proto::seq::Stream;
 
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;

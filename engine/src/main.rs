@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use anyhow::{Context, Result, bail};
 use caps::Capability;
 use clap::Parser;
+use seqcast_engine::capture::{Socket, Tapped};
 use seqcast_engine::cli::{Cli, Command};
 use seqcast_engine::config::{self, Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
@@ -128,6 +129,11 @@ fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, kept: &[Capability],
         let kept: Vec<_> = kept.iter().copied().chain(owner).collect();
         privileges::drop_all_but(&kept)?;
     }
+    let socket = match &config.engine.capture {
+        Some(path) => Some(Socket::open(path, format!("{} {}", config.engine.name, link.mode()))?),
+        None => None,
+    };
+    let link = Tapped::new(link, socket.as_ref());
     let node = Node::open(config, link, may_hold, Arc::clone(&stop), Programs::default())?;
     if config.engine.privileges == Privileges::Drop {
         privileges::drop_all_but(&[])?;

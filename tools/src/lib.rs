@@ -2,9 +2,11 @@
 //! what archives hold and at the host that an engine runs on.
 
 pub mod archive;
+pub mod capture;
 pub mod host;
 pub mod itch;
 pub mod lab;
+pub mod pcapng;
 pub mod sim;
 mod table;
 pub mod watch;

@@ -39,6 +39,17 @@ enum Command {
         seqcast archive ls /var/lib/seqcast/ticks\n  \
         seqcast archive cat /var/lib/seqcast/ticks --session last --format json | head")]
     Archive(cli::archive::Args),
+    /// Watch what a running engine sends and receives, as a capture (pcapng) for Wireshark.
+    ///
+    /// AF_XDP goes past where tcpdump looks. The engine copies frames aside for whoever attaches at the
+    /// socket that "capture" of its [engine] names, and drops copies rather than wait; drops are counted
+    /// in the capture. Ctrl-C ends a capture in order, with exit status 0.
+    #[command(after_help = "Examples:\n  \
+        seqcast capture --config /etc/seqcast/eth1.toml | wireshark -k -i -\n  \
+        seqcast capture --socket /run/seqcast/eth1.capture --stream 239.81.0.1:5000 --first 1000 --last 2000 --out x.pcapng\n  \
+        seqcast capture --config eth1.toml --kind nak,repair,unavailable --out repairs.pcapng\n  \
+        seqcast capture --config eth1.toml --snap 64 --out ring.pcapng --rotate 100MB --files 20")]
+    Capture(cli::capture::Args),
     /// Look at a host and a NIC before an engine runs there, and say what to change.
     ///
     /// Each line has a state, what was found, why it matters, and the command that mends it. "BAD" means
@@ -141,6 +152,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Archive(args) => cli::archive::run(&args),
+        Command::Capture(args) => cli::capture::run(&args),
         Command::Check(args) => cli::host::check(&args),
         Command::Generate(args) => cli::generate::run(&args),
         Command::Itch(args) => cli::itch::run(&args),

@@ -84,7 +84,7 @@ fn write(mut generator: Generator, sink: impl Write) -> io::Result<()> {
 
 /// Reads a size: a number with an optional suffix K, M, G, T (powers of 1000) or Ki, Mi, Gi, Ti
 /// (powers of 1024), and an optional B after it.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, suffix) = text.split_at(digits);
     let suffix = suffix.strip_suffix('B').unwrap_or(suffix);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub(crate) mod archive;
+pub(crate) mod capture;
 pub(crate) mod generate;
 pub(crate) mod host;
 pub(crate) mod itch;
