@@ -20,7 +20,15 @@ pub(crate) const UNFINISHED: &str = ".tmp";
 pub struct Files {
     root: PathBuf,
     epoch: [u8; 16],
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread starts just now holds a copy of the
+        // descriptor until it runs.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Files {
@@ -59,7 +67,7 @@ impl Files {
         Ok(Files {
             root: root.to_path_buf(),
             epoch: boot_id().map_err(Error::io("read", Path::new(BOOT_ID)))?,
-            _lock: lock,
+            lock,
         })
     }
 

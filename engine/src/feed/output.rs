@@ -1,6 +1,6 @@
 //! What a sink writes to: files, journals, directories, pipes, other programs.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
 use super::fifo::{self, PatientWriter, StandardOutput};
@@ -32,13 +34,21 @@ pub(super) struct Output {
 
 enum Kind {
     File(BufWriter<File>, SinkFormat),
-    Journal(BufWriter<File>, Vec<u8>),
+    Journal(Journal),
     Dir(Dir),
     Stdout(BufWriter<PatientWriter<StandardOutput>>, SinkFormat),
     /// A FIFO that no reader has opened yet.
     Closed(PathBuf, SinkFormat),
     Fifo(BufWriter<PatientWriter<File>>, SinkFormat),
     Program(BufWriter<PatientWriter<ChildStdin>>, SinkFormat, Program),
+}
+
+/// A journal that nobody else writes.
+struct Journal {
+    out: BufWriter<File>,
+    /// The record that is being made.
+    record: Vec<u8>,
+    _lock: Flock<File>,
 }
 
 /// One line that tells outputs apart; a position belongs to one.
@@ -80,9 +90,9 @@ impl Output {
             Config {
                 journal: Some(path), ..
             } => {
-                let opened = open_journal(path, stream, at).map(|(file, found)| {
+                let opened = open_journal(path, stream, at).map(|(journal, found)| {
                     last = found;
-                    Kind::Journal(BufWriter::with_capacity(BUFFER, file), Vec::new())
+                    Kind::Journal(journal)
                 });
                 (path.display().to_string(), opened)
             }
@@ -128,7 +138,9 @@ impl Output {
     pub(super) fn write(&mut self, item: &Item<'_>) -> io::Result<()> {
         let written = match &mut self.kind {
             Kind::File(out, format) => write_item(out, *format, item),
-            Kind::Journal(out, scratch) => journal::write(out, item, scratch),
+            Kind::Journal(Journal {
+                out, record: scratch, ..
+            }) => journal::write(out, item, scratch),
             Kind::Dir(dir) => dir.write(item),
             Kind::Stdout(out, format) => write_item(out, *format, item),
             Kind::Closed(..) => Err(io::ErrorKind::NotConnected.into()),
@@ -141,7 +153,7 @@ impl Output {
     /// Hands everything to the system.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         let flushed = match &mut self.kind {
-            Kind::File(out, _) | Kind::Journal(out, _) => out.flush(),
+            Kind::File(out, _) | Kind::Journal(Journal { out, .. }) => out.flush(),
             Kind::Dir(_) | Kind::Closed(..) => Ok(()),
             Kind::Stdout(out, _) => out.flush(),
             Kind::Fifo(out, _) => out.flush(),
@@ -155,7 +167,7 @@ impl Output {
     pub(super) fn sync(&mut self) -> io::Result<u64> {
         self.flush()?;
         let synced = match &mut self.kind {
-            Kind::File(out, _) | Kind::Journal(out, _) => {
+            Kind::File(out, _) | Kind::Journal(Journal { out, .. }) => {
                 let file = out.get_mut();
                 file.sync_data().and_then(|()| file.stream_position())
             }
@@ -266,14 +278,14 @@ fn reopen(path: &Path, at: &Position) -> io::Result<File> {
 }
 
 /// Opens a journal behind its last good record, or behind the position; says what that is.
-fn open_journal(path: &Path, stream: Stream, at: Option<&Position>) -> io::Result<(File, Option<(Session, Seq)>)> {
+fn open_journal(path: &Path, stream: Stream, at: Option<&Position>) -> io::Result<(Journal, Option<(Session, Seq)>)> {
     if let Some(at) = at {
         let file = reopen(path, at)?;
-        lock(&file)?;
-        return Ok((file, Some((at.session, at.seq))));
+        let lock = lock(&file)?;
+        return Ok((Journal::new(file, lock), Some((at.session, at.seq))));
     }
     let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
-    lock(&file)?;
+    let lock = lock(&file)?;
     let length = file.metadata()?.len();
     let mut last = None;
     // A header that a crash has cut holds nothing.
@@ -294,19 +306,19 @@ fn open_journal(path: &Path, stream: Stream, at: Option<&Position>) -> io::Resul
         file.seek(SeekFrom::Start(found.length))?;
         last = found.last;
     }
-    Ok((file, last))
+    Ok((Journal::new(file, lock), last))
 }
 
-/// One process writes, as otherwise both would break what the other one wrote.
-fn lock(file: &File) -> io::Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+/// One process writes, as otherwise both would break what the other one wrote. Dropped, it is unlocked at
+/// once: a child that another thread starts just then holds a copy of the descriptor until it runs.
+fn lock(file: &File) -> io::Result<Flock<File>> {
+    Flock::lock(file.try_clone()?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => io::Error::new(
             io::ErrorKind::AddrInUse,
             "another process writes to it: stop that one, or name another",
-        )),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
+        ),
+        error => error.into(),
+    })
 }
 
 /// Makes the name of a new file survive a loss of power.
@@ -315,19 +327,31 @@ fn sync_entry(path: &Path) -> io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+impl Journal {
+    fn new(file: File, lock: Flock<File>) -> Journal {
+        Journal {
+            out: BufWriter::with_capacity(BUFFER, file),
+            record: Vec::new(),
+            _lock: lock,
+        }
+    }
+}
+
 /// A directory that gets one file for each message.
 struct Dir {
     path: PathBuf,
     partial: PathBuf,
     handle: File,
+    _lock: Flock<File>,
 }
 
 impl Dir {
     fn open(path: &Path) -> io::Result<Dir> {
         fs::create_dir_all(path)?;
         let handle = File::open(path)?;
-        lock(&handle)?;
+        let lock = lock(&handle)?;
         Ok(Dir {
+            _lock: lock,
             path: path.into(),
             // One name for all: what a crash leaves of it the next message replaces.
             partial: path.join(".partial"),

@@ -3,10 +3,12 @@
 //! One small text file, replaced as a whole; `docs/delivery.md` has it line by line.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
 const MAGIC: &str = "seqcast-position";
@@ -33,7 +35,7 @@ pub struct Keeper {
     dir: File,
     stream: Stream,
     sink: String,
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 impl Keeper {
@@ -54,19 +56,16 @@ impl Keeper {
             .write(true)
             .open(&lock_path)
             .map_err(named)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::AddrInUse,
-                    format!(
-                        "{}: another client {name:?} is running with this state: stop it, or give this one another `name`",
-                        lock_path.display()
-                    ),
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(named(error)),
-        }
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+            Errno::EWOULDBLOCK => io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "{}: another client {name:?} is running with this state: stop it, or give this one another `name`",
+                    lock_path.display()
+                ),
+            ),
+            error => named(error.into()),
+        })?;
         let keeper = Keeper {
             partial: dir.join(format!("{name}.position.partial")),
             dir: File::open(dir).map_err(named)?,

@@ -19,7 +19,7 @@ pub(super) struct Listener {
     path: PathBuf,
     access: Access,
     /// Keeps other engines from the name.
-    _lock: File,
+    lock: File,
 }
 
 /// Who may connect, besides root and the engine's own user.
@@ -108,7 +108,7 @@ impl Listener {
                 group: (config.mode & 0o060 == 0o060).then_some(group),
                 anyone: config.mode & 0o006 == 0o006,
             },
-            _lock: file,
+            lock: file,
         })
     }
 
@@ -134,6 +134,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         // The lock is still held: the name is this engine's.
         let _ = fs::remove_file(&self.path);
+        let _ = self.lock.unlock();
     }
 }
 
