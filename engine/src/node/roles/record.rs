@@ -1,0 +1,241 @@
+//! An archive and its log.
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use seqcast_archive::{Keep as Limits, Options, SyncPolicy};
+use seqcast_proto::archiver::{Archiver, ArchiverConfig};
+use seqcast_proto::seq::{Seq, Stream};
+use seqcast_proto::time::{Nanos, Now, SECONDS};
+
+use super::{NAKS_FROM, REPAIR_BUDGET, Setting, describe_lines, repair, report_lines, say, write_lines};
+use crate::config::{self, Ack};
+use crate::counters::{Builder, Part, Writing};
+use crate::link::Link;
+use crate::node::outbox::Out;
+use crate::node::store::Recorder;
+use crate::report::{ArchiveCounts, ArchiveReport};
+use crate::stream_id;
+
+/// A stream that is recorded.
+pub(in crate::node) struct Record {
+    group: SocketAddrV4,
+    lines: config::Lines,
+    own: SocketAddrV4,
+    stream: Stream,
+    name: String,
+    archiver: Archiver,
+    store: Recorder,
+    exit_at_end: bool,
+    /// A second server was reported.
+    rival: bool,
+    /// When the archive's limits are next looked at.
+    tidy_at: Nanos,
+    /// Up to where everything is stored, and on disk, when that was last looked at.
+    watermarks: (Seq, Seq),
+    /// Damage was reported.
+    damage: bool,
+    /// The archive's directory.
+    dir: PathBuf,
+}
+
+/// Time between two looks at an archive's limits.
+const TIDY_EVERY: Nanos = SECONDS;
+
+impl Record {
+    /// Opens the archive.
+    pub(in crate::node) fn open(config: &config::Archive, with: &Setting<'_>) -> Result<Record> {
+        let stream = stream_id(config.stream, config.id);
+        let options = Options {
+            segment_bytes: config.segment.0,
+            sync: match config.sync_ms {
+                0 => SyncPolicy::None,
+                ms => SyncPolicy::EveryMs(ms),
+            },
+            ..Options::default()
+        };
+        let limits = Limits {
+            bytes: config.keep_bytes.map(|bytes| bytes.0),
+            age: config.keep_age_s.map(Duration::from_secs),
+            sessions: config.keep_sessions,
+        };
+        let mut store = Recorder::open(&config.dir, stream, options)
+            .with_context(|| format!("[[archive]] {}", config.stream))?
+            .keeping(limits);
+        let archiver = ArchiverConfig {
+            synced: config.ack == Ack::Synced,
+            repair: repair(config.lines.first(config.stream), &config.repair),
+            local_b: with.local_b,
+            lines: config.lines.both(),
+            line: config.lines.only(),
+            ..ArchiverConfig::new(stream, config.stream, with.local, store.identity())
+        };
+        Ok(Record {
+            group: config.stream,
+            lines: config.lines,
+            own: with.local,
+            stream,
+            name: with.name.into(),
+            archiver: Archiver::new(archiver, with.now.mono, &mut store),
+            store,
+            exit_at_end: config.exit_at_end,
+            rival: false,
+            tidy_at: if limits.is_all() { Nanos::MAX } else { with.now.mono },
+            watermarks: (Seq(0), Seq(0)),
+            damage: false,
+            dir: config.dir.clone(),
+        })
+    }
+
+    pub(in crate::node) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    pub(in crate::node) fn group(&self) -> SocketAddrV4 {
+        self.group
+    }
+
+    pub(in crate::node) fn on_frame<L: Link>(
+        &mut self,
+        now: Now,
+        from: SocketAddrV4,
+        to: SocketAddrV4,
+        bytes: &[u8],
+        out: &mut Out<'_, L>,
+    ) {
+        // What this engine's own server sends takes no line.
+        match self.lines.of(to).filter(|_| from != self.own) {
+            Some(line) => self
+                .archiver
+                .on_line_frame(now, line, from, bytes, &mut self.store, out),
+            None => self.archiver.on_frame(now, from, bytes, &mut self.store, out),
+        }
+    }
+
+    /// One turn: when the next one is due.
+    pub(in crate::node) fn turn<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Nanos {
+        if now.mono >= self.tidy_at {
+            self.tidy_at = now.mono + TIDY_EVERY;
+            self.store.tidy(now.wall);
+        }
+        if let Some(change) = self.archiver.line_change() {
+            eprintln!("{}: {}: {}", self.name, self.group, say(change));
+        }
+        let due = self.archiver.poll(now, REPAIR_BUDGET, &mut self.store, out);
+        due.min(self.tidy_at)
+    }
+
+    /// Whether the stream has ended, all of it is stored, and that is what was asked for.
+    pub(in crate::node) fn finished(&self) -> bool {
+        self.exit_at_end && self.archiver.complete()
+    }
+
+    /// Says it when a second server was heard.
+    pub(in crate::node) fn check_rivals(&mut self) {
+        if !self.rival && self.archiver.stats().foreign > 0 {
+            self.rival = true;
+            eprintln!(
+                "{}: {}: a SECOND SERVER sends on this stream under an identity in use, or an old session; its frames are refused: stop it",
+                self.name, self.group
+            );
+        }
+    }
+
+    /// Says it when a stored record could not be read.
+    pub(in crate::node) fn check_damage(&mut self) {
+        if !self.damage && self.store.damaged() > 0 {
+            self.damage = true;
+            eprintln!(
+                "{}: {}: a stored record CANNOT BE READ; who asks for it is sent to others. What is damaged: `seqcast archive verify {dir}`; to mend it, stop this engine and run `seqcast archive repair {dir}`",
+                self.name,
+                self.group,
+                dir = self.dir.display()
+            );
+        }
+    }
+
+    /// Syncs and sends the last acknowledgements.
+    pub(in crate::node) fn say_goodbye<L: Link>(&mut self, now: Now, out: &mut Out<'_, L>) -> Result<()> {
+        let synced = self.store.sync();
+        let exact = self.store.watermarks();
+        self.note_watermarks(exact);
+        synced.with_context(|| format!("[[archive]] {}", self.group))?;
+        self.archiver.close(now, &mut self.store, out);
+        Ok(())
+    }
+
+    fn note_watermarks(&mut self, (stored, on_disk): (Seq, Seq)) {
+        // What is missing may lie below all that is stored.
+        let below = self.archiver.first_missing().map_or(stored, Seq::prev);
+        self.watermarks = (stored.min(below), on_disk.min(below));
+    }
+
+    pub(in crate::node) fn report(&self) -> ArchiveReport {
+        ArchiveReport {
+            stream: self.group.to_string(),
+            counts: self.counts(),
+            lines: report_lines(self.archiver.lines(), self.lines.both_groups(self.group)),
+        }
+    }
+
+    fn part(&self) -> Part {
+        Part {
+            part: "archive".to_owned(),
+            stream: Some(self.group.to_string()),
+            line: None,
+        }
+    }
+
+    /// Lists its counters.
+    pub(in crate::node) fn describe(&self, to: &mut Builder) {
+        to.numbers::<ArchiveCounts>(self.part());
+        to.peers(self.part(), "naks_from", NAKS_FROM);
+        describe_lines(&self.part(), self.archiver.lines(), to);
+    }
+
+    /// Writes them, in the same order.
+    pub(in crate::node) fn write_counters(&mut self, to: &mut Writing<'_>) {
+        let lately = self.store.watermarks_lately();
+        self.note_watermarks(lately);
+        to.put(&self.counts());
+        to.peers(self.archiver.askers());
+        write_lines(self.archiver.lines(), to);
+    }
+
+    fn counts(&self) -> ArchiveCounts {
+        let stats = self.archiver.stats();
+        ArchiveCounts {
+            sessions: self.store.session_count(),
+            stored: stats.stored,
+            stored_up_to: self.watermarks.0.0.into(),
+            synced_up_to: self.watermarks.1.0.into(),
+            records: stats.records,
+            repaired: stats.repaired,
+            duplicates: stats.duplicates,
+            late: stats.late,
+            gaps: stats.gaps,
+            missing: self.archiver.missing(),
+            lost: stats.lost,
+            full: stats.full,
+            failed: stats.failed,
+            damaged: self.store.damaged(),
+            acks: stats.acks,
+            naks_answered: stats.repairs.naks,
+            merged: stats.repairs.merged,
+            put_off: stats.repairs.busy,
+            limited: stats.repairs.limited,
+            unasked: stats.unasked,
+            foreign: stats.foreign,
+            repairs: stats.repairs.repaired,
+        }
+    }
+
+    /// Closes the archive in order.
+    pub(in crate::node) fn close(self) -> Result<()> {
+        self.store
+            .close()
+            .with_context(|| format!("[[archive]] {}", self.group))
+    }
+}
