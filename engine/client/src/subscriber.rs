@@ -558,6 +558,10 @@ impl Subscriber {
 
     /// Reads on in what is being fetched.
     fn load_missed(&mut self) -> Result<bool, Error> {
+        // Who is level with the ring goes on there, also when what is fetched keeps up.
+        if matches!(self.catch_up, Some(CatchUp::Running(..))) && self.go_live() {
+            return Ok(true);
+        }
         match &mut self.catch_up {
             None => Ok(false),
             Some(CatchUp::Asked) => self.look(false),
