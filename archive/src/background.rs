@@ -117,6 +117,9 @@ impl Background {
     pub(crate) fn register(self: &Arc<Self>) {
         if let Some(helper) = &self.helper {
             lock(&helper.sessions).push(Arc::clone(self));
+            // Whoever was woken for it before it was listed found nothing to do, and sleeps.
+            helper.disk.wake();
+            helper.ahead.wake();
         }
     }
 
