@@ -9,6 +9,7 @@
 //! - [`feed`]: where messages come from and go to: files, standard streams, FIFOs.
 //! - [`node`]: the duty cycle that joins protocol, link, logs and feeds on one core.
 //! - [`programs`]: programs beside the engine, through shared memory.
+//! - [`process`]: which processes are there.
 //! - [`report`]: what an engine says of itself when it ends.
 
 use std::net::SocketAddrV4;
@@ -24,6 +25,7 @@ pub mod feed;
 pub mod keys;
 pub mod link;
 pub mod node;
+pub mod process;
 pub mod programs;
 pub mod report;
 

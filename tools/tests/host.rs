@@ -6,28 +6,8 @@ mod common;
 use std::fs;
 use std::process::{Command, Output};
 
-use common::{engine, until};
-use seqcast_tools::lab::{Host, Lab, Place, Process, Spec, Why};
-
-/// A lab of one host, or nothing without root.
-fn lab() -> Option<Lab> {
-    match Lab::veth_available() {
-        Ok(()) => {}
-        Err(why @ Why::NotRoot) => {
-            eprintln!("passed over: {why}");
-            return None;
-        }
-        Err(why) => panic!("{why}"),
-    }
-    let spec = Spec {
-        place: Place::Veth,
-        hosts: vec!["host".to_owned()],
-        mtu: 1500,
-        offloads: true,
-        second_line: false,
-    };
-    Some(Lab::new(&spec).unwrap())
-}
+use common::{engine, lone_host, until};
+use seqcast_tools::lab::{Host, Lab, Process};
 
 fn run(mut command: Command, arguments: &[&str]) -> Output {
     command.args(arguments).output().unwrap()
@@ -47,7 +27,9 @@ fn shell(host: &Host, line: &str) -> String {
 
 #[test]
 fn what_is_wrong_is_mended_and_brought_back() {
-    let Some(lab) = lab() else { return };
+    let Some(lab) = lone_host(Lab::veth_available()) else {
+        return;
+    };
     let host = lab.host("host").unwrap();
     let state = tempfile::tempdir().unwrap();
     let file = format!("/sys/class/net/{}/gro_flush_timeout", host.interface());
@@ -85,7 +67,9 @@ fn what_is_wrong_is_mended_and_brought_back() {
 
 #[test]
 fn offloads_and_facts_come_from_the_driver() {
-    let Some(lab) = lab() else { return };
+    let Some(lab) = lone_host(Lab::veth_available()) else {
+        return;
+    };
     let host = lab.host("host").unwrap();
     let name = host.interface();
     shell(host, &format!("ip link set dev {name} mtu 3600"));
@@ -108,7 +92,9 @@ fn offloads_and_facts_come_from_the_driver() {
 
 #[test]
 fn an_engine_that_is_there_already_is_seen() {
-    let Some(lab) = lab() else { return };
+    let Some(lab) = lone_host(Lab::veth_available()) else {
+        return;
+    };
     if Lab::xdp_available().is_err() {
         eprintln!("passed over: no AF_XDP");
         return;

@@ -8,8 +8,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{LIMIT, engine, terminate};
-use seqcast_tools::lab::{Lab, Place, Process, Spec, Why};
+use common::{LIMIT, engine, lone_host, terminate};
+use seqcast_tools::lab::{Lab, Process};
 use tempfile::TempDir;
 
 /// Capabilities that root keeps: its access to files.
@@ -95,22 +95,7 @@ fn rights(pid: u32) -> Vec<(u64, bool)> {
 /// The rights of an engine with AF_XDP on a host of a lab, once it is ready. `start` makes its command line
 /// of a directory for it and its configuration.
 fn rights_in_a_lab(start: impl FnOnce(&Path, &Path) -> Vec<String>) -> Option<Vec<(u64, bool)>> {
-    match Lab::xdp_available() {
-        Ok(()) => {}
-        Err(why @ Why::NotRoot) => {
-            eprintln!("passed over: {why}");
-            return None;
-        }
-        Err(why) => panic!("{why}"),
-    }
-    let spec = Spec {
-        place: Place::Veth,
-        hosts: vec!["host".to_owned()],
-        mtu: 1500,
-        offloads: true,
-        second_line: false,
-    };
-    let lab = Lab::new(&spec).unwrap();
+    let lab = lone_host(Lab::xdp_available())?;
     let host = lab.host("host").unwrap();
     let manager = Manager::new();
     let config = manager.config(host.interface(), "xdp");

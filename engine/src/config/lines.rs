@@ -165,6 +165,22 @@ impl Engine {
 }
 
 impl Config {
+    /// The groups whose streams it receives or records, one for each line.
+    pub fn received_groups(&self) -> impl Iterator<Item = SocketAddrV4> {
+        let archive = self.archive.iter().flat_map(|a| a.lines.groups(a.stream));
+        archive.chain(self.subscribe.iter().flat_map(|s| s.lines.groups(s.stream)))
+    }
+
+    /// All groups that it joins, each once: servers listen as well, for another server on their stream.
+    #[must_use]
+    pub fn joined_groups(&self) -> Vec<SocketAddrV4> {
+        let publish = self.publish.iter().flat_map(|p| [Some(p.stream), p.lines.b]);
+        let mut joined: Vec<_> = self.received_groups().chain(publish.flatten()).collect();
+        joined.sort_unstable();
+        joined.dedup();
+        joined
+    }
+
     /// The groups of line B.
     #[must_use]
     pub fn groups_b(&self) -> Vec<SocketAddrV4> {

@@ -1,5 +1,7 @@
 //! How the file is laid out, for who writes it and who reads it.
 
+use std::net::SocketAddrV4;
+
 use serde::{Deserialize, Serialize};
 
 /// The first eight bytes.
@@ -66,6 +68,26 @@ pub struct Part {
     /// `A` or `B`, of two lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<String>,
+}
+
+impl Part {
+    /// A part of the engine itself.
+    #[must_use]
+    pub fn of(part: &str) -> Part {
+        Part {
+            part: part.to_owned(),
+            ..Part::default()
+        }
+    }
+
+    /// What an engine does for a stream.
+    #[must_use]
+    pub fn of_stream(part: &str, stream: SocketAddrV4) -> Part {
+        Part {
+            stream: Some(stream.to_string()),
+            ..Part::of(part)
+        }
+    }
 }
 
 /// What the file says of itself.

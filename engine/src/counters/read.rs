@@ -1,8 +1,9 @@
 //! The side of whoever looks.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -10,6 +11,7 @@ use thiserror::Error;
 use super::Buckets;
 use super::layout::{Description, Kind, MAGIC, Part, Values, word};
 use super::write::EXTENSION;
+use crate::process::started_at;
 
 /// How often a file is read until a whole writing is met: one takes a microsecond, ten times a second.
 const TRIES: usize = 100;
@@ -171,11 +173,13 @@ impl Copy {
     }
 }
 
-fn copy(path: &Path) -> io::Result<Copy> {
-    if fs::metadata(path)?.len() > LONGEST {
+fn copy(mut file: &File) -> io::Result<Copy> {
+    let length = file.metadata()?.len();
+    if length > LONGEST {
         return Err(io::Error::other("too long for counters"));
     }
-    fs::read(path).map(Copy)
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut bytes).map(|_| Copy(bytes))
 }
 
 impl Sheet {
@@ -194,12 +198,14 @@ impl Sheet {
             why: why.to_owned(),
         };
         for _ in 0..TRIES {
-            let first = copy(path).map_err(io)?;
+            let file = File::open(path).map_err(io)?;
+            let first = copy(&file).map_err(io)?;
             let (pid, started) = first.owner().ok_or_else(|| foreign("it begins otherwise"))?;
             let turn = first.word(word::TURN).unwrap_or(1);
             // The numbers are of one writing if none has begun since.
-            let again = copy(path).map_err(io)?;
-            if turn % 2 == 1 || again.word(word::TURN) != Some(turn) {
+            let mut again = [0; 8];
+            file.read_exact_at(&mut again, word::TURN as u64 * 8).map_err(io)?;
+            if turn % 2 == 1 || u64::from_ne_bytes(again) != turn {
                 std::thread::yield_now();
                 continue;
             }
@@ -231,7 +237,8 @@ impl Sheet {
 
 /// Whether the engine that wrote a file is gone. What is no file of counters is nobody's.
 pub(super) fn is_stale(path: &Path) -> bool {
-    let owner = copy(path).ok().and_then(|copy| copy.owner());
+    let copy = File::open(path).and_then(|file| copy(&file));
+    let owner = copy.ok().and_then(|copy| copy.owner());
     owner.is_some_and(|(pid, started)| started_at(pid) != Some(started))
 }
 
@@ -239,13 +246,4 @@ pub(super) fn is_stale(path: &Path) -> bool {
 pub(super) fn this_process() -> (u32, u64) {
     let pid = std::process::id();
     (pid, started_at(pid).unwrap_or(0))
-}
-
-/// When a process started, in clock ticks since the machine did; nothing if it is gone.
-fn started_at(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may hold blanks and parentheses; what follows the last one does not.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
 }

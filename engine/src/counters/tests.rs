@@ -24,19 +24,12 @@ counts! {
     }
 }
 
-fn part(name: &str) -> Part {
-    Part {
-        part: name.to_owned(),
-        ..Part::default()
-    }
-}
-
 fn open(path: Option<&Path>) -> (Counters, Histogram) {
     let mut builder = Builder::default();
-    builder.numbers::<Pair>(part("a"));
-    builder.peers(part("a"), "from", "Peers.");
-    let at = builder.histogram(part("b"), "times", "Times.");
-    builder.numbers::<Pair>(part("b"));
+    builder.numbers::<Pair>(Part::of("a"));
+    builder.peers(Part::of("a"), "from", "Peers.");
+    let at = builder.histogram(Part::of("b"), "times", "Times.");
+    builder.numbers::<Pair>(Part::of("b"));
     let counters = builder.open(path, "test", "udp on lo").unwrap();
     let histogram = counters.histogram(at);
     (counters, histogram)
@@ -67,8 +60,8 @@ fn a_reader_sees_what_was_written_and_what_it_means() {
         ("test", "udp on lo", 8)
     );
     assert!(sheet.alive && sheet.pid == std::process::id());
-    assert_eq!(sheet.number(&part("a"), "two"), Some(2));
-    assert_eq!(sheet.number(&part("b"), "one"), Some(3));
+    assert_eq!(sheet.number(&Part::of("a"), "two"), Some(2));
+    assert_eq!(sheet.number(&Part::of("b"), "one"), Some(3));
     let two = sheet.series.iter().find(|s| s.name == "two").unwrap();
     assert_eq!(two.help, "Two, at length.");
     let Value::Peers(peers) = &sheet.series[2].value else {
@@ -88,8 +81,8 @@ fn a_reader_sees_what_was_written_and_what_it_means() {
         to.put(&Pair { one: 5, two: 6 });
     });
     let sheet = Sheet::read(&path).unwrap();
-    assert_eq!(sheet.number(&part("a"), "one"), Some(1));
-    assert_eq!(sheet.number(&part("b"), "two"), Some(6));
+    assert_eq!(sheet.number(&Part::of("a"), "one"), Some(1));
+    assert_eq!(sheet.number(&Part::of("b"), "two"), Some(6));
     drop(counters);
     assert!(!path.exists());
 }

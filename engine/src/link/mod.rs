@@ -15,7 +15,7 @@ use crate::counters::counts;
 
 pub mod pair;
 pub mod udp;
-mod wait;
+pub(crate) mod wait;
 #[cfg(feature = "xdp")]
 pub mod xdp;
 

@@ -1,16 +1,16 @@
-//! Waiting for descriptors, for all links.
+//! Waiting for descriptors, for links and for whoever serves programs.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 /// What to wait for at one descriptor.
-pub(super) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+pub(crate) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
 /// Waits until one of `fds` is ready or the time is over. A signal ends the wait as well.
-pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
+pub(crate) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<()> {
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos().into(),

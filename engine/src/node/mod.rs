@@ -92,14 +92,10 @@ fn show<F: AsRef<[u8]>>(
     publish: &[Publish],
     record: &[Record],
 ) -> Result<Counters> {
-    let of = |part: &str| Part {
-        part: part.to_owned(),
-        ..Part::default()
-    };
     let list = |subscribe: &mut [Subscribe<F>]| {
         let mut builder = Builder::default();
-        builder.numbers::<LinkStats>(of("link"));
-        builder.numbers::<CycleReport>(of("cycle"));
+        builder.numbers::<LinkStats>(Part::of("link"));
+        builder.numbers::<CycleReport>(Part::of("cycle"));
         subscribe.iter_mut().for_each(|part| part.describe(&mut builder));
         publish.iter().for_each(|part| part.describe(&mut builder));
         record.iter().for_each(|part| part.describe(&mut builder));
@@ -206,24 +202,12 @@ impl<L: Link> Node<L> {
             };
             subscribe.push(Subscribe::open(one, &setting, handler, shared, ring)?);
         }
-        let mut joined: Vec<SocketAddrV4> = config.archive.iter().flat_map(|c| c.lines.groups(c.stream)).collect();
-        joined.extend(config.subscribe.iter().flat_map(|c| c.lines.groups(c.stream)));
-        let memberships = Memberships::new(joined.iter().copied(), setting.now.mono);
-        let mut groups = joined.clone();
+        let memberships = Memberships::new(config.received_groups(), setting.now.mono);
+        let mut groups: Vec<SocketAddrV4> = config.received_groups().collect();
         groups.extend(record.iter().map(Record::group));
         groups.extend(subscribe.iter().map(Subscribe::group));
-        // Servers listen as well, for another server on their stream.
-        joined.extend(
-            config
-                .publish
-                .iter()
-                .flat_map(|c| [Some(c.stream), c.lines.b])
-                .flatten(),
-        );
-        joined.sort_unstable();
-        joined.dedup();
-        for group in &joined {
-            link.join(*group).with_context(|| format!("cannot join {group}"))?;
+        for group in config.joined_groups() {
+            link.join(group).with_context(|| format!("cannot join {group}"))?;
         }
         let mut publish = Vec::with_capacity(config.publish.len());
         for one in &config.publish {

@@ -2,7 +2,7 @@
 //! when they are gone.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -16,15 +16,16 @@ use seqcast_ring::{Doorbell, Event, Guarded, LaneWatch, Producer};
 use serde::{Deserialize, Serialize};
 
 use super::access::Listener;
-use super::{Desks, Fate, Held, NewLane, PublishDesk, SubscribeDesk, Wakers, Wanted, pollfd};
+use super::{Desks, Fate, Held, NewLane, PublishDesk, SubscribeDesk, Wakers, Wanted};
 use crate::config::Programs;
+use crate::link::wait;
 
 /// Messages of one program that are answered before it is the next one's turn.
 const TURN: usize = 16;
 /// How long a connection may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest sleep.
-const SLEEP_MS: i32 = 1000;
+const SLEEP: Duration = Duration::from_secs(1);
 /// Bytes of the lane that what was missed comes through.
 const CATCH_UP_LANE: usize = 1 << 20;
 
@@ -241,11 +242,12 @@ impl Desk {
 
     /// Sleeps until somebody says something; says who, by place.
     fn sleep(&self) -> Vec<usize> {
-        let mut fds = vec![pollfd(self.desks.hub.fd()), pollfd(self.shared.nudge.fd())];
-        fds.extend(self.programs.iter().map(|program| pollfd(program.socket.as_fd())));
-        fds.extend(self.listener.iter().map(|listener| pollfd(listener.socket().as_fd())));
-        // SAFETY: a live slice of the length given.
-        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, SLEEP_MS) };
+        let look = |fd: BorrowedFd<'_>| wait::pollfd(fd.as_raw_fd(), libc::POLLIN);
+        let mut fds = vec![look(self.desks.hub.fd()), look(self.shared.nudge.fd())];
+        fds.extend(self.programs.iter().map(|program| look(program.socket.as_fd())));
+        fds.extend(self.listener.iter().map(|listener| look(listener.socket().as_fd())));
+        // Without it nobody is ready, and it is tried again.
+        let _ = wait::poll(&mut fds, SLEEP);
         let programs = &fds[2..][..self.programs.len()];
         let ready = programs.iter().enumerate().filter(|(_, fd)| fd.revents != 0);
         ready.map(|(at, _)| at).collect()

@@ -77,14 +77,13 @@ impl Whom {
             frame_size: xdp.frame_size,
             frames: xdp.frames,
             rx_ring: xdp.rx_ring,
-            groups: config.as_ref().map_or(1, groups),
+            groups: config.as_ref().map_or(1, |config| config.joined_groups().len()),
             receive_buffer: udp.receive_buffer,
         })
     }
 
-    fn examine(&self) -> Result<(Wish, Vec<Finding>)> {
-        let wish = self.wish()?;
-        let mut findings = host::examine(&wish).with_context(|| format!("cannot examine {}", wish.interface))?;
+    fn examine(&self, wish: &Wish) -> Result<Vec<Finding>> {
+        let mut findings = host::examine(wish).with_context(|| format!("cannot examine {}", wish.interface))?;
         if let Some(unknown) = self
             .only
             .iter()
@@ -94,25 +93,12 @@ impl Whom {
             bail!("nothing is said here of {unknown:?}; there are {}", topics.join(", "));
         }
         findings.retain(|finding| self.only.is_empty() || self.only.iter().any(|topic| finding.topic == topic));
-        Ok((wish, findings))
+        Ok(findings)
     }
 }
 
-/// How many groups an engine joins.
-fn groups(config: &Config) -> usize {
-    let received = config
-        .subscribe
-        .iter()
-        .map(|s| s.stream)
-        .chain(config.archive.iter().map(|a| a.stream));
-    let mut groups: Vec<_> = received.map(|stream| *stream.ip()).collect();
-    groups.sort();
-    groups.dedup();
-    groups.len()
-}
-
 pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode> {
-    let (_, findings) = args.whom.examine()?;
+    let findings = args.whom.examine(&args.whom.wish()?)?;
     let mut out = io::stdout().lock();
     for finding in &findings {
         super::tell(if args.json {
@@ -180,13 +166,13 @@ fn show(out: &mut impl Write, finding: &Finding, verbose: bool) -> io::Result<()
 }
 
 pub(crate) fn tune(args: &TuneArgs) -> Result<ExitCode> {
-    let interface = args.whom.wish()?.interface;
+    let wish = args.whom.wish()?;
+    let interface = &wish.interface;
     let record = args.state.join(format!("tune-{interface}.json"));
     let steps = if args.undo {
         host::undo(&record, args.dry_run)?
     } else {
-        let (_, findings) = args.whom.examine()?;
-        host::tune(&findings, &record, args.dry_run)?
+        host::tune(&args.whom.examine(&wish)?, &record, args.dry_run)?
     };
     let mut out = io::stdout().lock();
     for step in &steps {

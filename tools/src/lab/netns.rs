@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use seqcast_engine::process::started_at;
+
 use super::command::run;
 use super::{Error, sys};
 
@@ -26,7 +28,7 @@ impl Owner {
     /// This process.
     pub(super) fn current() -> Result<Owner, Error> {
         let pid = std::process::id();
-        let start = start_of(pid).ok_or_else(|| Error::Spec("/proc is not mounted".to_owned()))?;
+        let start = started_at(pid).ok_or_else(|| Error::Spec("/proc is not mounted".to_owned()))?;
         Ok(Owner { pid, start })
     }
 
@@ -44,17 +46,8 @@ impl Owner {
     }
 
     pub(super) fn is_alive(self) -> bool {
-        start_of(self.pid) == Some(self.start)
+        started_at(self.pid) == Some(self.start)
     }
-}
-
-/// When a process started, in clock ticks since boot; `None` if it is gone or only a zombie.
-fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name may hold spaces and parentheses; what follows the last one does not.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
 }
 
 fn names() -> Result<Vec<String>, Error> {

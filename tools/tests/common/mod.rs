@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use seqcast_proto::lines::Line;
 use seqcast_tools::itch;
-use seqcast_tools::lab::{self, Lab, Place, Process, Spec};
+use seqcast_tools::lab::{self, Lab, Place, Process, Spec, Why};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -26,6 +26,26 @@ pub fn engine() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// A lab of one host named "host", unless it needs root and there is none. `found` says what is possible here.
+pub fn lone_host(found: Result<(), Why>) -> Option<Lab> {
+    match found {
+        Ok(()) => {}
+        Err(why @ Why::NotRoot) => {
+            eprintln!("passed over: {why}");
+            return None;
+        }
+        Err(why) => panic!("{why}"),
+    }
+    let spec = Spec {
+        place: Place::Veth,
+        hosts: vec!["host".to_owned()],
+        mtu: 1500,
+        offloads: true,
+        second_line: false,
+    };
+    Some(Lab::new(&spec).unwrap())
 }
 
 /// Waits for a state that other processes bring about.

@@ -382,11 +382,7 @@ impl Publish {
     }
 
     fn part(&self) -> Part {
-        Part {
-            part: "publication".to_owned(),
-            stream: Some(self.group.to_string()),
-            line: None,
-        }
+        Part::of_stream("publication", self.group)
     }
 
     /// Lists its counters.

@@ -181,11 +181,7 @@ impl Record {
     }
 
     fn part(&self) -> Part {
-        Part {
-            part: "archive".to_owned(),
-            stream: Some(self.group.to_string()),
-            line: None,
-        }
+        Part::of_stream("archive", self.group)
     }
 
     /// Lists its counters.

@@ -295,11 +295,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
     }
 
     fn part(&self) -> Part {
-        Part {
-            part: "subscription".to_owned(),
-            stream: Some(self.group.to_string()),
-            line: None,
-        }
+        Part::of_stream("subscription", self.group)
     }
 
     /// Lists its counters.
