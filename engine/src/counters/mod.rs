@@ -6,16 +6,17 @@
 //! `docs/monitoring.md` has it to the byte.
 
 mod buckets;
+mod file;
 mod layout;
 mod memory;
 mod read;
 mod write;
 
 pub use buckets::{Buckets, Histogram};
+pub use file::{DIRECTORY, WriteError};
 pub use layout::{Describe, Field, Kind, Part};
 pub use read::{ReadError, Series, Sheet, Value, list};
 pub(crate) use write::{Builder, Counters, Writing, usual};
-pub use write::{DIRECTORY, WriteError};
 
 /// Declares a structure of counters: each field has its kind, and what is said of it in its documentation is
 /// what readers of the counters are told.

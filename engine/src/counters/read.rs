@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::Buckets;
+use super::file::EXTENSION;
 use super::layout::{Description, Kind, MAGIC, Part, Values, word};
-use super::write::EXTENSION;
 use crate::process::started_at;
 
 /// How often a file is read until a whole writing is met: one takes a microsecond, ten times a second.
@@ -126,6 +126,16 @@ impl Copy {
             .flatten()
     }
 
+    /// What is wrong with its beginning.
+    fn strangeness(&self) -> String {
+        match self.0.first_chunk::<8>() {
+            Some(magic) if magic[..7] == MAGIC[..7] => {
+                format!("it has format {}, this version has format {}", magic[7], MAGIC[7])
+            }
+            _ => "it begins otherwise".to_owned(),
+        }
+    }
+
     fn description(&self) -> Result<Description, String> {
         let length = self.word(word::DESCRIPTION).unwrap_or(0) as usize;
         let start = word::HEADER * 8;
@@ -200,7 +210,7 @@ impl Sheet {
         for _ in 0..TRIES {
             let file = File::open(path).map_err(io)?;
             let first = copy(&file).map_err(io)?;
-            let (pid, started) = first.owner().ok_or_else(|| foreign("it begins otherwise"))?;
+            let (pid, started) = first.owner().ok_or_else(|| foreign(&first.strangeness()))?;
             let turn = first.word(word::TURN).unwrap_or(1);
             // The numbers are of one writing if none has begun since.
             let mut again = [0; 8];
@@ -235,11 +245,37 @@ impl Sheet {
     }
 }
 
-/// Whether the engine that wrote a file is gone. What is no file of counters is nobody's.
-pub(super) fn is_stale(path: &Path) -> bool {
-    let copy = File::open(path).and_then(|file| copy(&file));
-    let owner = copy.ok().and_then(|copy| copy.owner());
-    owner.is_some_and(|(pid, started)| started_at(pid) != Some(started))
+/// Whose a file is.
+pub(super) enum Owner {
+    /// An engine's, of this version or another.
+    Process {
+        /// Its process.
+        pid: u32,
+        /// Whether that is there.
+        alive: bool,
+    },
+    /// That of an engine, which was cut off before it had written what it is.
+    Nobody,
+    /// Something else.
+    Foreign,
+}
+
+pub(super) fn owner(file: &File) -> io::Result<Owner> {
+    let copy = copy(file)?;
+    let magic = copy.0.first_chunk::<8>();
+    if copy.0.is_empty() || magic == Some(&[0; 8]) {
+        return Ok(Owner::Nobody);
+    }
+    // The last byte is the version; who writes stands at the same place in all of them.
+    let known = magic.is_some_and(|magic| magic[..7] == MAGIC[..7]);
+    Ok(match (copy.word(word::PID), copy.word(word::STARTED)) {
+        (Some(pid), Some(started)) if known => {
+            let pid = pid as u32;
+            let alive = started_at(pid) == Some(started);
+            Owner::Process { pid, alive }
+        }
+        _ => Owner::Foreign,
+    })
 }
 
 /// This process, and when it started.

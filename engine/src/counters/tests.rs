@@ -106,6 +106,75 @@ fn files_of_engines_that_are_gone_are_removed_and_others_stay() {
     drop((counters, more));
 }
 
+/// Counters of nothing but a pair.
+fn try_open(path: &Path) -> Result<Counters, WriteError> {
+    let mut builder = Builder::default();
+    builder.numbers::<Pair>(Part::of("a"));
+    builder.open(Some(path), "test", "udp on lo")
+}
+
+#[test]
+fn a_file_in_use_is_refused_and_stays_its_owners() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.counters");
+    let (mut first, _) = open(Some(&path));
+    let refused = try_open(&path).unwrap_err().to_string();
+    let owner = format!("process {}", std::process::id());
+    for words in [path.to_str().unwrap(), &owner, "another file in `counters`"] {
+        assert!(refused.contains(words), "{refused}");
+    }
+    first.write(at(1), |to| to.put(&Pair { one: 1, two: 2 }));
+    assert_eq!(Sheet::read(&path).unwrap().number(&Part::of("a"), "one"), Some(1));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no draft is left");
+    drop(first);
+    let second = try_open(&path).unwrap();
+    // Who ends removes nothing that is not its own.
+    fs::rename(&path, directory.path().join("moved")).unwrap();
+    fs::write(&path, "another's").unwrap();
+    drop(second);
+    assert_eq!(fs::read(&path).unwrap(), b"another's");
+}
+
+#[test]
+fn what_a_killed_engine_left_is_replaced_and_what_is_no_counters_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x");
+    let (counters, _) = open(Some(&path));
+    let whole = fs::read(&path).unwrap();
+    drop(counters);
+    let mut gone = whole.clone();
+    gone[16] ^= 1;
+    // Of another version as well; and what a loss of power has left of one.
+    let mut newer = gone.clone();
+    newer[7] += 1;
+    for left in [gone, newer, vec![], vec![0; 100]] {
+        fs::write(&path, left).unwrap();
+        assert!(try_open(&path).is_ok());
+    }
+    fs::write(&path, "notes of somebody").unwrap();
+    assert!(try_open(&path).unwrap_err().to_string().contains("holds no counters"));
+    assert_eq!(fs::read(&path).unwrap(), b"notes of somebody");
+    // An engine that holds no lock has written that it lives.
+    fs::write(&path, whole).unwrap();
+    assert!(try_open(&path).unwrap_err().to_string().contains("which is running"));
+}
+
+#[test]
+fn another_version_is_refused_in_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.counters");
+    let (counters, _) = open(Some(&path));
+    let mut bytes = fs::read(&path).unwrap();
+    drop(counters);
+    bytes[7] += 1;
+    fs::write(&path, bytes).unwrap();
+    let refused = Sheet::read(&path).unwrap_err().to_string();
+    assert!(
+        refused.contains("format 2") && refused.contains("format 1"),
+        "{refused}"
+    );
+}
+
 #[test]
 fn what_is_no_sheet_is_refused_and_never_panics() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,41 +1,23 @@
 //! The engine's side.
 
-use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs;
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use nix::fcntl::{FallocateFlags, fallocate};
 use seqcast_proto::time::{MILLIS, Nanos, Now, SECONDS};
-use thiserror::Error;
 
+use super::file::{DIRECTORY, EXTENSION, Owned, WriteError, sweep};
 use super::layout::{Describe, Description, Group, MAGIC, Number, Part, Values, word};
 use super::memory::Memory;
 use super::{Buckets, Histogram, read};
 
-/// Where engines have their counters unless they are told otherwise.
-pub const DIRECTORY: &str = "/run/seqcast";
-/// What the names of these files end with.
-pub(super) const EXTENSION: &str = "counters";
 /// Peers that are named.
 const PEERS: usize = 16;
 /// Time between two writings.
 const EVERY: Nanos = 100 * MILLIS;
 /// Time between two looks at what costs system calls.
 const SELDOM: Nanos = SECONDS;
-
-/// Why an engine has no counters that others can read.
-#[derive(Debug, Error)]
-#[error("cannot keep counters in {path}")]
-pub struct WriteError {
-    /// The file.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
-}
 
 /// The file of an engine of this process that was told of none; nothing if it may have none there.
 pub(crate) fn usual(engine: &str) -> Option<PathBuf> {
@@ -94,6 +76,9 @@ impl Builder {
 
     /// Makes the file, or memory of this process alone without one. Files of engines that are gone
     /// are removed from its directory.
+    ///
+    /// # Errors
+    /// When the file cannot be made, or belongs to another engine.
     pub(crate) fn open(self, path: Option<&Path>, engine: &str, mode: &str) -> Result<Counters, WriteError> {
         let description = Description {
             engine: engine.to_owned(),
@@ -104,55 +89,48 @@ impl Builder {
         let text = serde_json::to_vec(&description).unwrap_or_default();
         let values = word::HEADER + text.len().div_ceil(8);
         let words = values + self.words;
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| WriteError { path, source }
-        };
+        let begin = |memory: &Memory| begin(memory, &text, values, self.words);
         let (memory, file) = match path {
             Some(path) => {
                 sweep(path.parent().unwrap_or(Path::new(".")));
-                let memory = create(path, words).map_err(failed(path))?;
-                (memory, Some(path.to_owned()))
+                let (memory, file) = Owned::create(path, words, begin)?;
+                (memory, Some(file))
             }
-            None => (Memory::private(words).map_err(failed(Path::new("memory")))?, None),
+            None => {
+                let memory = Memory::private(words).map_err(|source| WriteError::Io {
+                    path: "memory".into(),
+                    source,
+                })?;
+                begin(&memory);
+                (memory, None)
+            }
         };
-        let counters = Counters {
+        Ok(Counters {
             memory,
             values,
-            file,
+            _file: file,
             due: 0,
             seldom: 0,
-        };
-        counters.begin(&text, self.words);
-        Ok(counters)
+        })
     }
 }
 
-fn create(path: &Path, words: usize) -> io::Result<Memory> {
-    // One of the same name belongs to an engine that is gone, or to none at all.
-    let draft = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    let file = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&draft)?;
-    // All of it, so that a full disk is met now and not in the mapping.
-    fallocate(file.as_fd(), FallocateFlags::empty(), 0, (words * 8) as i64)?;
-    let memory = Memory::of(&file, words)?;
-    fs::rename(&draft, path)?;
-    Ok(memory)
-}
-
-/// Removes what engines that are gone have left.
-fn sweep(directory: &Path) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension() == Some(OsStr::new(EXTENSION)) && read::is_stale(&path) {
-            let _ = fs::remove_file(path);
-        }
+/// Fills in what stands in front of the values.
+fn begin(memory: &Memory, description: &[u8], values: usize, count: usize) {
+    let put = |at: usize, value: u64| memory.words()[at].store(value, Ordering::Relaxed);
+    let (pid, started) = read::this_process();
+    for (at, piece) in description.chunks(8).enumerate() {
+        let mut bytes = [0; 8];
+        bytes[..piece.len()].copy_from_slice(piece);
+        put(word::HEADER + at, u64::from_ne_bytes(bytes));
     }
+    put(word::PID, u64::from(pid));
+    put(word::STARTED, started);
+    put(word::DESCRIPTION, description.len() as u64);
+    put(word::VALUES, values as u64);
+    put(word::COUNT, count as u64);
+    // Last: without it there is nothing to be read.
+    memory.words()[0].store(u64::from_ne_bytes(MAGIC), Ordering::Release);
 }
 
 /// The counters of an engine.
@@ -161,7 +139,8 @@ pub(crate) struct Counters {
     memory: Memory,
     /// Where the values begin.
     values: usize,
-    file: Option<PathBuf>,
+    /// Removed with the counters.
+    _file: Option<Owned>,
     due: Nanos,
     seldom: Nanos,
 }
@@ -175,23 +154,6 @@ pub(crate) struct Writing<'a> {
 }
 
 impl Counters {
-    fn begin(&self, description: &[u8], count: usize) {
-        let put = |at: usize, value: u64| self.memory.words()[at].store(value, Ordering::Relaxed);
-        let (pid, started) = read::this_process();
-        for (at, piece) in description.chunks(8).enumerate() {
-            let mut bytes = [0; 8];
-            bytes[..piece.len()].copy_from_slice(piece);
-            put(word::HEADER + at, u64::from_ne_bytes(bytes));
-        }
-        put(word::PID, u64::from(pid));
-        put(word::STARTED, started);
-        put(word::DESCRIPTION, description.len() as u64);
-        put(word::VALUES, self.values as u64);
-        put(word::COUNT, count as u64);
-        // Last: without it there is nothing to be read.
-        self.memory.words()[0].store(u64::from_ne_bytes(MAGIC), Ordering::Release);
-    }
-
     /// The histogram for which there is room at `at`.
     pub(crate) fn histogram(&self, at: usize) -> Histogram {
         Histogram::within(self.memory.clone(), self.values + at)
@@ -267,14 +229,6 @@ impl Writing<'_> {
             });
             self.word(addr);
             self.word(count);
-        }
-    }
-}
-
-impl Drop for Counters {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            let _ = fs::remove_file(file);
         }
     }
 }
