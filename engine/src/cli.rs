@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config;
+use crate::log::{FilterError, Format, parse_filter};
 
 /// The Seqcast engine: reliable multicast over AF_XDP or kernel sockets.
 ///
@@ -17,6 +20,32 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What is said, in place of what `[log]` of the configuration says.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LogArgs {
+    /// From which level on, and of which part: "info", "warn,client=debug".
+    #[arg(long, value_name = "FILTER", global = true)]
+    pub log: Option<String>,
+    /// How a line looks: text, full (with time and level) or json.
+    #[arg(long, value_name = "FORMAT", global = true)]
+    pub log_format: Option<Format>,
+}
+
+impl LogArgs {
+    /// Puts what was given in place.
+    ///
+    /// # Errors
+    /// When the filter makes no sense.
+    pub fn put_into(&self, log: &mut config::Log) -> Result<(), FilterError> {
+        if let Some(filter) = &self.log {
+            parse_filter(filter)?;
+            log.level.clone_from(filter);
+        }
+        log.format = self.log_format.unwrap_or(log.format);
+        Ok(())
+    }
+}
+
 /// What the engine can be asked to do.
 #[derive(Subcommand)]
 pub enum Command {
@@ -29,6 +58,9 @@ pub enum Command {
         /// The configuration file (TOML).
         #[arg(long)]
         config: PathBuf,
+        /// What is said.
+        #[command(flatten)]
+        log: LogArgs,
     },
     /// Read a configuration and say what is wrong with it.
     Check {

@@ -14,12 +14,14 @@ use crate::feed::item::SinkFormat;
 use crate::link::{Attach, Bind};
 
 mod lines;
+mod log;
 mod mold;
 mod programs;
 mod route;
 mod trust;
 
 pub use lines::{Lines, Listen, Outgoing, Second};
+pub use log::Log;
 pub use mold::{MoldSink, MoldSource, MoldVariant, OnLoss};
 pub use programs::Programs;
 pub use route::Route;
@@ -55,6 +57,9 @@ pub enum ConfigError {
 pub struct Config {
     /// The process and its interface.
     pub engine: Engine,
+    /// What is said to operators.
+    #[serde(default)]
+    pub log: Log,
     /// Programs beside the engine.
     pub programs: Option<Programs>,
     /// Which streams carry which subjects.
@@ -768,6 +773,7 @@ impl Config {
             }
         }
         self.check_trust()?;
+        self.log.check().map_err(ConfigError::Invalid)?;
         let programs = self.programs.as_ref().map_or(Ok(()), Programs::check);
         programs.map_err(ConfigError::Invalid)?;
         let repairs = self.publish.iter().map(|p| (p.stream, p.repair));

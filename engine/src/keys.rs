@@ -16,6 +16,8 @@ use std::time::Duration;
 use seqcast_proto::seal::{KEY_BYTES, Key, KeyRing, MAX_KEYS};
 use thiserror::Error;
 
+use crate::log;
+
 /// Why a file of keys cannot be used.
 #[derive(Debug, Error)]
 pub enum KeyError {
@@ -298,15 +300,18 @@ fn look(name: &str, paths: &[PathBuf], mut known: Vec<Option<Identity>>, shared:
             match read_ring(path) {
                 Ok(ring) => {
                     let ids: Vec<String> = ring.ids().map(|id| id.to_string()).collect();
-                    eprintln!(
-                        "{name}: {}: keys {} are in force, the first seals",
-                        path.display(),
-                        ids.join(", ")
+                    let ids = ids.join(", ");
+                    tracing::info!(
+                        target: log::TRUST, engine = name, file = %path.display(), keys = ids,
+                        "{}: keys {ids} are in force, the first seals", path.display()
                     );
                     shared.rings()[at] = Some(ring);
                     shared.news.fetch_add(1, Ordering::Release);
                 }
-                Err(error) => eprintln!("{name}: {error}; the keys that were read before stay in force"),
+                Err(error) => tracing::error!(
+                    target: log::TRUST, engine = name, file = %path.display(),
+                    "{error}; the keys that were read before stay in force"
+                ),
             }
         }
     }

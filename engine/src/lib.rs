@@ -5,6 +5,7 @@
 //! - [`config`]: what an engine shall do, from a TOML file.
 //! - [`counters`]: what a running engine shows of itself, in shared memory.
 //! - [`keys`]: files of keys that streams' frames are sealed with.
+//! - [`log`]: what is said to operators.
 //! - [`link`]: how frames move: AF_XDP or kernel sockets.
 //! - [`feed`]: where messages come from and go to: files, standard streams, FIFOs.
 //! - [`node`]: the duty cycle that joins protocol, link, logs and feeds on one core.
@@ -24,6 +25,7 @@ pub mod counters;
 pub mod feed;
 pub mod keys;
 pub mod link;
+pub mod log;
 pub mod node;
 pub mod process;
 pub mod programs;

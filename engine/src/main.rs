@@ -1,5 +1,7 @@
 //! `seqcast-engine`: one process per NIC that runs servers, clients and archives.
 
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -8,9 +10,10 @@ use anyhow::{Context, Result, bail};
 use caps::Capability;
 use clap::Parser;
 use seqcast_engine::capture::{Socket, Tapped};
-use seqcast_engine::cli::{Cli, Command};
+use seqcast_engine::cli::{Cli, Command, LogArgs};
 use seqcast_engine::config::{self, Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
+use seqcast_engine::log::{self, Log};
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -21,12 +24,17 @@ mod service;
 use open::Links;
 use service::Service;
 
+/// What this program is called.
+const NAME: &str = "seqcast-engine";
 /// Each group of the kernel link is a socket, whose receive buffer may have to exceed the system's limit.
 const UDP_JOINS_WITH: &[Capability] = &[Capability::CAP_NET_ADMIN];
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run { config } => Config::read(&config).map_err(Into::into).and_then(|c| run(&c)),
+        Command::Run { config, log } => match begin(&config, &log) {
+            Ok((config, log)) => return run_and_tell(&config, &log),
+            Err(error) => Err(error),
+        },
         Command::Check { config } => Config::read(&config)
             .map_err(Into::into)
             .map(|_| println!("{}: good", config.display())),
@@ -34,13 +42,34 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("seqcast-engine: {error:#}");
+            let _ = writeln!(io::stderr(), "{NAME}: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(config: &Config) -> Result<()> {
+/// Reads the configuration, and begins to write what is said.
+fn begin(path: &Path, args: &LogArgs) -> Result<(Config, Log)> {
+    let mut config = Config::read(path)?;
+    args.put_into(&mut config.log).context("--log")?;
+    let log = Log::install(&config.log).context("cannot write the log")?;
+    Ok((config, log))
+}
+
+fn run_and_tell(config: &Config, log: &Log) -> ExitCode {
+    let result = run(config, log);
+    if let Err(error) = &result {
+        log.fatal(NAME, &format!("{error:#}"));
+    }
+    log.finish();
+    if result.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run(config: &Config, log: &Log) -> Result<()> {
     let stop: StopRequests = Arc::new(AtomicUsize::new(0));
     for signal in [SIGTERM, SIGINT] {
         let stop = Arc::clone(&stop);
@@ -62,6 +91,7 @@ fn run(config: &Config) -> Result<()> {
             open::udp_may_hold(config),
             UDP_JOINS_WITH,
             stop,
+            log,
         ),
         #[cfg(feature = "xdp")]
         LinkKind::Xdp => start(
@@ -70,14 +100,15 @@ fn run(config: &Config) -> Result<()> {
             open::xdp_may_hold(config),
             &[],
             stop,
+            log,
         ),
         #[cfg(feature = "xdp")]
         LinkKind::Auto => match open::links(config, open::xdp) {
-            Ok(links) => start(config, links, open::xdp_may_hold(config), &[], stop),
+            Ok(links) => start(config, links, open::xdp_may_hold(config), &[], stop, log),
             Err(why) => {
-                eprintln!(
-                    "{}: AF_XDP does not work here, using kernel sockets: {why:#}",
-                    config.engine.name
+                tracing::warn!(
+                    target: log::ENGINE, engine = config.engine.name,
+                    "AF_XDP does not work here, using kernel sockets: {why:#}"
                 );
                 start(
                     config,
@@ -85,6 +116,7 @@ fn run(config: &Config) -> Result<()> {
                     open::udp_may_hold(config),
                     UDP_JOINS_WITH,
                     stop,
+                    log,
                 )
             }
         },
@@ -99,6 +131,7 @@ fn run(config: &Config) -> Result<()> {
             open::udp_may_hold(config),
             UDP_JOINS_WITH,
             stop,
+            log,
         ),
     }
 }
@@ -109,15 +142,23 @@ fn start<L: Link>(
     may_hold: u32,
     kept: &[Capability],
     stop: StopRequests,
+    log: &Log,
 ) -> Result<()> {
     match links {
-        Links::One(link) => run_on(config, link, may_hold, kept, stop),
-        Links::Two(pair) => run_on(config, pair, may_hold, kept, stop),
+        Links::One(link) => run_on(config, link, may_hold, kept, stop, log),
+        Links::Two(pair) => run_on(config, pair, may_hold, kept, stop, log),
     }
 }
 
 /// `kept` are the capabilities that the link needs to join groups.
-fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, kept: &[Capability], stop: StopRequests) -> Result<()> {
+fn run_on<L: Link>(
+    config: &Config,
+    link: L,
+    may_hold: u32,
+    kept: &[Capability],
+    stop: StopRequests,
+    log: &Log,
+) -> Result<()> {
     // Threads have the capabilities of the one that starts them, so most go before there are any.
     if config.engine.privileges == Privileges::Drop {
         let gives_away = |p: &config::Programs| p.user.is_some() || p.group.is_some();
@@ -129,6 +170,7 @@ fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, kept: &[Capability],
         let kept: Vec<_> = kept.iter().copied().chain(owner).collect();
         privileges::drop_all_but(&kept)?;
     }
+    log.go_aside().context("cannot start the thread that writes the log")?;
     let socket = match &config.engine.capture {
         Some(path) => Some(Socket::open(path, format!("{} {}", config.engine.name, link.mode()))?),
         None => None,
@@ -142,8 +184,12 @@ fn run_on<L: Link>(config: &Config, link: L, may_hold: u32, kept: &[Capability],
     if let Some(core) = config.engine.core {
         pin(core)?;
     }
-    eprintln!("ready {} mode={}", config.engine.name, node.mode());
-    let service = Service::ready(&node.mode(), node.pulse(), stop);
+    let (name, mode) = (&config.engine.name, node.mode());
+    tracing::info!(
+        target: log::ENGINE, engine = name, mode, version = env!("CARGO_PKG_VERSION"),
+        text = format!("ready {name} mode={mode}"), "ready"
+    );
+    let service = Service::ready(&mode, node.pulse(), stop);
     let (report, result) = node.run();
     if let Some(service) = service {
         service.end();

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use seqcast_engine::log;
 use seqcast_engine::node::StopRequests;
 
 /// How often a thread beside the engine looks, if no watchdog wants it more often.
@@ -60,6 +61,6 @@ impl Service {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        eprintln!("cannot tell the service manager: {error}");
+        tracing::warn!(target: log::ENGINE, "cannot tell the service manager: {error}");
     }
 }

@@ -2,9 +2,13 @@
 
 mod cli;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use seqcast_engine::cli::LogArgs;
+use seqcast_engine::config;
+use seqcast_engine::log::Log;
 use seqcast_tools::lab::Error;
 
 /// Tools for Seqcast, the reliable multicast engine.
@@ -24,6 +28,8 @@ use seqcast_tools::lab::Error;
         \"seqcast help COMMAND\" has more."
 )]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    log: LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -150,7 +156,21 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = Cli::parse();
+    // Whoever runs a command wants to see each of its lines.
+    let mut said = config::Log {
+        burst: 0,
+        ..config::Log::default()
+    };
+    let log = cli.log.put_into(&mut said).map_err(io::Error::other);
+    let log = match log.and_then(|()| Log::install(&said)) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "seqcast: --log: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match cli.command {
         Command::Archive(args) => cli::archive::run(&args),
         Command::Capture(args) => cli::capture::run(&args),
         Command::Check(args) => cli::host::check(&args),
@@ -167,7 +187,7 @@ fn main() -> ExitCode {
         Command::Tune(args) => cli::host::tune(&args),
     };
     outcome.unwrap_or_else(|error| {
-        cli::say(format_args!("seqcast: {}", in_full(&error)));
+        log.fatal("seqcast", &in_full(&error));
         match error.downcast_ref() {
             // As the shell reports a program that a signal ended.
             Some(&Error::Interrupted { signal }) => ExitCode::from(128 + signal as u8),

@@ -18,6 +18,7 @@ use super::item::{Item, SinkFormat, write_item};
 use super::journal;
 use super::position::Position;
 use crate::config::Sink as Config;
+use crate::log;
 
 const BUFFER: usize = 256 << 10;
 /// How long a program may take to end after its input has ended.
@@ -296,7 +297,8 @@ fn open_journal(path: &Path, stream: Stream, at: Option<&Position>) -> io::Resul
     } else {
         let found = journal::scan(path, stream)?;
         if found.length < length {
-            eprintln!(
+            tracing::warn!(
+                target: log::FEED, file = %path.display(), bytes = length - found.length,
                 "journal {}: cut off {} bytes behind the last whole record",
                 path.display(),
                 length - found.length

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::wait::{poll, pollfd};
 use super::{Datagram, Link, LinkStats};
+use crate::log;
 
 /// Peers on line B that are remembered; beyond, all are forgotten and learnt again.
 const PEERS: usize = 1024;
@@ -69,7 +70,8 @@ impl<L: Link> Side<L> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                eprintln!("line {}: {error}; going on without it", self.link.mode());
+                let mode = self.link.mode();
+                tracing::error!(target: log::ENGINE, mode, "line {mode}: {error}; going on without it");
                 self.failed = Some(error);
                 None
             }

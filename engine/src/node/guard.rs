@@ -5,15 +5,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use anyhow::{Context, Result};
 use seqcast_proto::seal::{Seal, Unsealed, is_keyed};
 use seqcast_proto::seq::Stream;
-use seqcast_proto::time::{MILLIS, Nanos, Now, SECONDS};
+use seqcast_proto::time::{MILLIS, Nanos, Now};
 use seqcast_proto::wire::{Kind, flags, header};
 
 use crate::config::{Allow, Config, Net, Trust};
 use crate::keys::Watch;
+use crate::log::{self, Tally};
 use crate::report::TrustReport;
-
-/// Shortest pause between two words on frames of a stream that were refused for one cause.
-const SAY_EVERY: Nanos = 10 * SECONDS;
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +74,9 @@ struct Guard {
 struct Refused {
     count: u64,
     /// How many of them were spoken of.
-    said: u64,
+    said: Tally,
     /// Where the last came from.
     from: SocketAddrV4,
-    /// Nothing is said of it before this time.
-    quiet_until: Nanos,
 }
 
 /// The trust of all streams of an engine.
@@ -125,9 +121,8 @@ impl Guards {
                 reloads: 0,
                 refused: [Refused {
                     count: 0,
-                    said: 0,
+                    said: Tally::default(),
                     from: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
-                    quiet_until: 0,
                 }; CAUSES.len()],
             });
         }
@@ -237,12 +232,12 @@ impl Guard {
 
     fn speak(&mut self, name: &str, now: Nanos) {
         for (refused, (_, text)) in self.refused.iter_mut().zip(CAUSES) {
-            let new = refused.count - refused.said;
-            if new > 0 && now >= refused.quiet_until {
-                refused.said = refused.count;
-                refused.quiet_until = now + SAY_EVERY;
-                let (group, from) = (self.group, refused.from);
-                eprintln!("{name}: {group}: {new} frames, the last from {from}, {text}; they were dropped");
+            if let Some(frames) = refused.said.news(refused.count, now) {
+                let from = refused.from;
+                tracing::warn!(
+                    target: log::TRUST, engine = name, stream = %self.group, frames, peer = %from,
+                    "{frames} frames, the last from {from}, {text}; they were dropped"
+                );
             }
         }
     }
@@ -285,6 +280,7 @@ mod tests {
     use super::*;
     use seqcast_proto::seal::{CLOCK_SKEW, Key, KeyRing};
     use seqcast_proto::seq::{Seq, Session};
+    use seqcast_proto::time::SECONDS;
     use seqcast_proto::wire::Stamp;
     use std::path::Path;
 

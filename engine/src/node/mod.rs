@@ -514,8 +514,10 @@ impl<L: Link> Node<L> {
         self.memberships
             .look(now.mono, &mut self.link)
             .context("cannot join a group again")?;
-        self.record.iter_mut().for_each(Record::check_rivals);
-        self.record.iter_mut().for_each(Record::check_damage);
+        for record in &mut self.record {
+            record.check_rivals(now.mono);
+            record.check_damage(now.mono);
+        }
         self.guards.speak(now.mono);
         for publish in &mut self.publish {
             publish.check_rivals()?;

@@ -15,6 +15,7 @@ pub use recorder::Recorder;
 pub use retention::Retention;
 
 use super::window::Window;
+use crate::log;
 
 /// One past the highest number that the log ever held.
 fn next_of(log: &SessionLog) -> Seq {
@@ -138,7 +139,7 @@ fn refused(what: &str, stream: Stream, failed: &mut bool, error: AppendError) ->
 fn report(what: &str, stream: Stream, failed: &mut bool, error: &dyn std::fmt::Display) {
     if !*failed {
         *failed = true;
-        eprintln!("{what} of stream {stream}: {error}");
+        tracing::error!(target: log::ARCHIVE, id = stream.0, "{what} of stream {stream}: {error}");
     }
 }
 

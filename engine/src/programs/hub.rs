@@ -19,6 +19,7 @@ use super::access::Listener;
 use super::{Desks, Fate, Held, NewLane, PublishDesk, SubscribeDesk, Wakers, Wanted};
 use crate::config::Programs;
 use crate::link::wait;
+use crate::log;
 
 /// Messages of one program that are answered before it is the next one's turn.
 const TURN: usize = 16;
@@ -502,7 +503,10 @@ impl Desk {
         if let End::Refused(why, text) = end {
             if why == Refusal::Broken {
                 count(&self.shared.counters.broken);
-                eprintln!("{}: program {} is cut off: {text}", self.name, program.who);
+                tracing::warn!(
+                    target: log::PROGRAMS, engine = %self.name, program = %program.who,
+                    "program {} is cut off: {text}", program.who
+                );
             }
             self.refuse(&program.socket, why, text);
         }

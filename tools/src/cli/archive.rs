@@ -19,7 +19,7 @@ use seqcast_tools::archive::select::{Selection, Taken, Walked, Which};
 use seqcast_tools::archive::summary::{self, Summary};
 use seqcast_tools::archive::{pcapng, text};
 
-use super::{Meter, done_if_pipe_closed, gauge, pace, say, tell};
+use super::{Meter, complain, done_if_pipe_closed, gauge, pace, tell};
 
 mod change;
 
@@ -310,7 +310,7 @@ fn ls(dir: &Path) -> Result<ExitCode> {
             // Removed by the writer since it was listed.
             Err(Error::Unknown(_)) => {}
             Err(error) => {
-                say(format_args!("seqcast: session {session}: {error}"));
+                complain(format_args!("seqcast: session {session}: {error}"));
                 code = ExitCode::FAILURE;
             }
         }
@@ -488,7 +488,7 @@ pub(super) fn tell_absent(walked: &Walked) {
         ),
     ] {
         if count > 0 {
-            say(format_args!("seqcast: {count} messages left out that {why}"));
+            complain(format_args!("seqcast: {count} messages left out that {why}"));
         }
     }
 }

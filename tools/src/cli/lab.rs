@@ -15,7 +15,7 @@ use seqcast_tools::lab::soak::Soak;
 use seqcast_tools::lab::{self, Lab, Place, Scratch, Spec};
 use serde::Serialize;
 
-use super::say;
+use super::{complain, say};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -286,13 +286,13 @@ fn choose(link: LinkChoice, loopback: bool) -> Result<(Place, Link)> {
     if link == LinkChoice::Auto {
         match Lab::xdp_available() {
             Ok(()) => return Ok((Place::Veth, Link::Xdp)),
-            Err(why) => say(format_args!("kernel UDP instead of AF_XDP: {why}")),
+            Err(why) => complain(format_args!("kernel UDP instead of AF_XDP: {why}")),
         }
     }
     match Lab::veth_available() {
         Ok(()) => Ok((Place::Veth, Link::Udp)),
         Err(why) => {
-            say(format_args!("loopback instead of network namespaces: {why}"));
+            complain(format_args!("loopback instead of network namespaces: {why}"));
             Ok((Place::Loopback, Link::Udp))
         }
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use seqcast_engine::log;
 
 pub(crate) mod archive;
 pub(crate) mod capture;
@@ -47,9 +48,14 @@ fn is_pipe_closed(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
 }
 
-/// Writes a line to standard error, whose end (`2>&1 | head`) ends nothing else.
+/// Says what was done or found, on standard error, whose end (`2>&1 | head`) ends nothing else.
 pub(crate) fn say(line: impl Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+    tracing::info!(target: log::TOOL, "{line}");
+}
+
+/// Says what is not as it should be, or was left out.
+pub(crate) fn complain(line: impl Display) {
+    tracing::warn!(target: log::TOOL, "{line}");
 }
 
 /// A line on the terminal that says how far long work is; nothing if nobody looks at it.

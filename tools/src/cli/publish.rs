@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::archive::parse_group;
 use super::subscribe::EngineArgs;
-use super::{Meter, say};
+use super::{Meter, complain, say};
 
 /// Messages between two looks at the engine and the meter.
 const LOOK_EVERY: u64 = 1024;
@@ -215,7 +215,7 @@ impl Work<'_> {
         while let Ok(Some(event)) = self.publisher.poll() {
             self.meter.clear();
             match event.kind {
-                EventKind::EngineGone => say("seqcast: the engine is gone; waiting for it"),
+                EventKind::EngineGone => complain("seqcast: the engine is gone; waiting for it"),
                 EventKind::EngineBack => say("seqcast: the engine is back; going on"),
                 _ => {}
             }

@@ -85,7 +85,7 @@ pub(crate) fn top(args: &TopArgs) -> Result<ExitCode> {
     let mut last = Last::default();
     let (sheets, failures) = args.place.read()?;
     if args.once {
-        failures.iter().for_each(super::say);
+        failures.iter().for_each(super::complain);
         last.compare(sheets);
         std::thread::sleep(args.interval);
         let engines = last.compare(args.place.read()?.0);
@@ -183,7 +183,7 @@ fn print(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
 pub(crate) fn metrics(args: &MetricsArgs) -> Result<ExitCode> {
     let Some(address) = args.listen else {
         let (sheets, failures) = args.place.read()?;
-        failures.iter().for_each(super::say);
+        failures.iter().for_each(super::complain);
         super::tell(io::stdout().write_all(prometheus::text(&sheets).as_bytes()))?;
         return Ok(ExitCode::SUCCESS);
     };

@@ -13,6 +13,7 @@ use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::wire::Block;
 
 use crate::config::MoldSink;
+use crate::log;
 
 /// Sessions kept at most.
 const SESSIONS: u32 = 64;
@@ -51,7 +52,7 @@ impl Shelf {
         };
         let archive = archive.map_err(io::Error::other)?;
         for note in archive.recovery() {
-            eprintln!("feed of stream {stream}: {note}");
+            tracing::info!(target: log::FEED, id = stream.0, "feed of stream {stream}: {note}");
         }
         Ok(Shelf {
             archive,

@@ -17,6 +17,7 @@ use super::{Clock, Opening, Run, receive, with_link};
 use crate::config::{AtEnd, From, MoldSource, OnLoss};
 use crate::link::udp::UdpConfig;
 use crate::link::{Fault, Link};
+use crate::log;
 use crate::report::MoldSourceReport;
 
 /// How long the thread sleeps at most.
@@ -207,15 +208,23 @@ impl Reader for Taker<'_> {
     }
 
     fn event(&mut self, event: Event) {
-        let text = match event {
-            Event::Began(session, next) => format!("session {session} from message {next} on"),
+        let group = self.group;
+        macro_rules! say {
+            ($level:ident, $($fields_and_text:tt)*) => {
+                tracing::$level!(target: log::FEED, feed = %group, $($fields_and_text)*)
+            };
+        }
+        match event {
+            Event::Began(session, next) => {
+                say!(info, session = %session, first = next, "feed {group}: session {session} from message {next} on");
+            }
             Event::Lost(session, first, last) => {
                 let text =
                     format!("LOST messages {first} to {last} of session {session}: no re-request server has them");
+                say!(error, session = %session, first, last, "feed {group}: {text}");
                 if self.on_loss == OnLoss::Stop {
-                    self.failed.get_or_insert_with(|| io::Error::other(text.clone()));
+                    self.failed.get_or_insert_with(|| io::Error::other(text));
                 }
-                text
             }
             Event::Ended(session, next) => {
                 self.ended = true;
@@ -224,17 +233,17 @@ impl Reader for Taker<'_> {
                     number: next,
                     ended: true,
                 });
-                format!("session {session} ended in front of message {next}")
+                say!(info, session = %session, "feed {group}: session {session} ended in front of message {next}");
             }
-            Event::TailUnknown(session, next) => {
-                format!(
-                    "session {session} was followed by another; nobody knows whether it had messages from {next} on"
-                )
-            }
-            Event::Silent(line) => format!("line {} is SILENT", ['A', 'B'][line]),
-            Event::Heard(line) => format!("line {} is heard again", ['A', 'B'][line]),
-        };
-        eprintln!("feed {}: {text}", self.group);
+            Event::TailUnknown(session, next) => say!(
+                warn,
+                session = %session,
+                first = next,
+                "feed {group}: session {session} was followed by another; nobody knows whether it had messages from {next} on"
+            ),
+            Event::Silent(line) => say!(warn, "feed {group}: line {} is SILENT", ['A', 'B'][line]),
+            Event::Heard(line) => say!(info, "feed {group}: line {} is heard again", ['A', 'B'][line]),
+        }
     }
 
     fn ask(&mut self, server: usize, request: &Request) {

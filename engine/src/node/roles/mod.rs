@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
-use seqcast_proto::lines::{Line, LineChange, Lines};
+use seqcast_proto::lines::{Line, Lines};
 use seqcast_proto::responder::{Cast, RepairConfig};
 use seqcast_proto::time::{MICROS, Now};
 use seqcast_ring::Doorbell;
@@ -59,12 +59,21 @@ fn repair(group: SocketAddrV4, config: &config::Repair) -> RepairConfig {
     }
 }
 
-fn say(change: LineChange) -> String {
-    match change {
-        LineChange::Silent(line) => format!("line {line} is SILENT; the stream goes on over line {}", line.other()),
-        LineChange::Heard(line) => format!("line {line} is heard again"),
-    }
+/// Says what became of a line.
+macro_rules! say_line {
+    ($name:expr, $group:expr, $target:expr, $change:expr) => {
+        match $change {
+            seqcast_proto::lines::LineChange::Silent(line) => tracing::warn!(
+                target: $target, engine = %$name, stream = %$group, line = %line,
+                "line {line} is SILENT; the stream goes on over line {}", line.other()
+            ),
+            seqcast_proto::lines::LineChange::Heard(line) => tracing::info!(
+                target: $target, engine = %$name, stream = %$group, line = %line, "line {line} is heard again"
+            ),
+        }
+    };
 }
+use say_line;
 
 /// What an engine says of two lines, if a part listens to both.
 fn report_lines(lines: Option<&Lines>, groups: [SocketAddrV4; 2]) -> Vec<LineReport> {

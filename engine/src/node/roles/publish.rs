@@ -17,6 +17,7 @@ use crate::counters::{Builder, Part, Writing};
 use crate::feed::source::Source;
 use crate::feed::subject::Router;
 use crate::link::Link;
+use crate::log::{self, Tally};
 use crate::node::guard::Guards;
 use crate::node::outbox::Out;
 use crate::node::session;
@@ -53,8 +54,8 @@ pub(in crate::node) struct Publish {
     waiting: Backpressure,
     waits_since: Option<(Waiting, Nanos)>,
     said: [bool; Waiting::ALL.len()],
-    /// Whether it was said that messages were given up for new ones.
-    drop_said: bool,
+    /// Messages given up for new ones.
+    given_up: Tally,
     /// Archives that must acknowledge a message.
     archives: usize,
     /// Since when the source has been asked to stop.
@@ -96,9 +97,9 @@ impl Publish {
             0
         };
         if resumed_at > 0 {
-            eprintln!(
-                "{}: an earlier run published {resumed_at} messages of {}; going on behind them",
-                with.name, config.stream
+            tracing::info!(
+                target: log::SERVER, engine = with.name, stream = %config.stream, messages = resumed_at,
+                "an earlier run published {resumed_at} messages; going on behind them"
             );
         }
         let (session, wait) = session::open(with.now.wall, inherited.last().map(|i| i.session));
@@ -145,7 +146,7 @@ impl Publish {
             waiting: Backpressure::default(),
             waits_since: None,
             said: [false; Waiting::ALL.len()],
-            drop_said: false,
+            given_up: Tally::default(),
             archives: config.archives,
             stopped_at: None,
             patience: config.linger_max_ms * MILLIS,
@@ -252,14 +253,13 @@ impl Publish {
         if self.archives > 0 { self.store.dropped() } else { 0 }
     }
 
-    /// Says once what messages have waited for, or had to be given up for.
+    /// Says what messages have waited for, once for each cause; and how many were given up, now and then.
     #[inline]
     fn say_what_waits(&mut self, now: Now) {
-        if !self.drop_said && self.dropped() > 0 {
-            self.drop_said = true;
-            eprintln!(
-                "{}: {}: `retain` is full: GIVING UP the oldest messages, which no archive has acknowledged (`when_full = \"drop-oldest\"`; counted as `dropped_unacknowledged`)",
-                self.name, self.group
+        if let Some(messages) = self.given_up.news(self.dropped(), now.mono) {
+            tracing::error!(
+                target: log::SERVER, engine = %self.name, stream = %self.group, messages,
+                "`retain` is full: GIVING UP the oldest messages, which no archive has acknowledged (`when_full = \"drop-oldest\"`; {messages} so far, counted as `dropped_unacknowledged`)"
             );
         }
         let Some((what, since)) = self.waits_since else { return };
@@ -283,7 +283,11 @@ impl Publish {
             // A link that sends nothing has messages of its own, and so has what ended a stream.
             Waiting::Link | Waiting::Ended => return,
         };
-        eprintln!("{}: {}: {text}", self.name, self.group);
+        let waits_for = what.to_string();
+        tracing::warn!(
+            target: log::SERVER, engine = %self.name, stream = %self.group, unacknowledged = open, waits_for,
+            "{text}"
+        );
     }
 
     /// Looks for another server on this stream.
@@ -299,9 +303,9 @@ impl Publish {
         }
         if let Some(rival) = self.server.rival().filter(|r| self.rival != Some(*r)) {
             self.rival = Some(rival);
-            eprintln!(
-                "{}: {}: a SECOND SERVER at {rival} uses this session; receivers refuse one of the two: stop it, and give every server a state directory of its own",
-                self.name, self.group
+            tracing::error!(
+                target: log::SERVER, engine = %self.name, stream = %self.group, peer = %rival,
+                "a SECOND SERVER at {rival} uses this session; receivers refuse one of the two: stop it, and give every server a state directory of its own"
             );
         }
         Ok(())
@@ -326,10 +330,9 @@ impl Publish {
             return;
         }
         if !ended {
-            eprintln!(
-                "{}: {}: no room for what the source still had after {} s; it was not sent",
-                self.name,
-                self.group,
+            tracing::warn!(
+                target: log::SERVER, engine = %self.name, stream = %self.group,
+                "no room for what the source still had after {} s; it was not sent",
                 self.patience / SECONDS
             );
         }
@@ -427,12 +430,11 @@ impl Publish {
         if let Some(source) = self.source {
             source.stop();
         }
-        if self.server.unacknowledged() > 0 {
-            eprintln!(
-                "{}: {} messages of {} are not acknowledged; they are kept for the next run if `state` is set",
-                self.name,
-                self.server.unacknowledged(),
-                self.group,
+        let unacknowledged = self.server.unacknowledged();
+        if unacknowledged > 0 {
+            tracing::warn!(
+                target: log::SERVER, engine = %self.name, stream = %self.group, unacknowledged,
+                "{unacknowledged} messages are not acknowledged; they are kept for the next run if `state` is set"
             );
         }
         self.store

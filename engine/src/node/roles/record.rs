@@ -10,10 +10,11 @@ use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::seq::{Seq, Stream};
 use seqcast_proto::time::{Nanos, Now, SECONDS};
 
-use super::{NAKS_FROM, REPAIR_BUDGET, Setting, describe_lines, repair, report_lines, say, write_lines};
+use super::{NAKS_FROM, REPAIR_BUDGET, Setting, describe_lines, repair, report_lines, say_line, write_lines};
 use crate::config::{self, Ack};
 use crate::counters::{Builder, Part, Writing};
 use crate::link::Link;
+use crate::log::{self, Tally};
 use crate::node::outbox::Out;
 use crate::node::store::Recorder;
 use crate::report::{ArchiveCounts, ArchiveReport};
@@ -29,14 +30,14 @@ pub(in crate::node) struct Record {
     archiver: Archiver,
     store: Recorder,
     exit_at_end: bool,
-    /// A second server was reported.
-    rival: bool,
+    /// Frames of a second server.
+    rival: Tally,
     /// When the archive's limits are next looked at.
     tidy_at: Nanos,
     /// Up to where everything is stored, and on disk, when that was last looked at.
     watermarks: (Seq, Seq),
-    /// Damage was reported.
-    damage: bool,
+    /// Records that could not be read.
+    damage: Tally,
     /// The archive's directory.
     dir: PathBuf,
 }
@@ -81,10 +82,10 @@ impl Record {
             archiver: Archiver::new(archiver, with.now.mono, &mut store),
             store,
             exit_at_end: config.exit_at_end,
-            rival: false,
+            rival: Tally::default(),
             tidy_at: if limits.is_all() { Nanos::MAX } else { with.now.mono },
             watermarks: (Seq(0), Seq(0)),
-            damage: false,
+            damage: Tally::default(),
             dir: config.dir.clone(),
         })
     }
@@ -121,7 +122,7 @@ impl Record {
             self.store.tidy(now.wall);
         }
         if let Some(change) = self.archiver.line_change() {
-            eprintln!("{}: {}: {}", self.name, self.group, say(change));
+            say_line!(self.name, self.group, log::ARCHIVE, change);
         }
         let due = self.archiver.poll(now, REPAIR_BUDGET, &mut self.store, out);
         due.min(self.tidy_at)
@@ -133,24 +134,21 @@ impl Record {
     }
 
     /// Says it when a second server was heard.
-    pub(in crate::node) fn check_rivals(&mut self) {
-        if !self.rival && self.archiver.stats().foreign > 0 {
-            self.rival = true;
-            eprintln!(
-                "{}: {}: a SECOND SERVER sends on this stream under an identity in use, or an old session; its frames are refused: stop it",
-                self.name, self.group
+    pub(in crate::node) fn check_rivals(&mut self, now: Nanos) {
+        if let Some(frames) = self.rival.news(self.archiver.stats().foreign, now) {
+            tracing::error!(
+                target: log::ARCHIVE, engine = %self.name, stream = %self.group, frames,
+                "a SECOND SERVER sends on this stream under an identity in use, or an old session; its frames are refused: stop it"
             );
         }
     }
 
     /// Says it when a stored record could not be read.
-    pub(in crate::node) fn check_damage(&mut self) {
-        if !self.damage && self.store.damaged() > 0 {
-            self.damage = true;
-            eprintln!(
-                "{}: {}: a stored record CANNOT BE READ; who asks for it is sent to others. What is damaged: `seqcast archive verify {dir}`; to mend it, stop this engine and run `seqcast archive repair {dir}`",
-                self.name,
-                self.group,
+    pub(in crate::node) fn check_damage(&mut self, now: Nanos) {
+        if let Some(times) = self.damage.news(self.store.damaged(), now) {
+            tracing::error!(
+                target: log::ARCHIVE, engine = %self.name, stream = %self.group, times,
+                "a stored record CANNOT BE READ; who asks for it is sent to others. What is damaged: `seqcast archive verify {dir}`; to mend it, stop this engine and run `seqcast archive repair {dir}`",
                 dir = self.dir.display()
             );
         }

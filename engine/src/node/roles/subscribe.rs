@@ -13,11 +13,12 @@ use seqcast_proto::io::{Application, Delivery, Event, Loss, Path};
 use seqcast_proto::seq::Stream;
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now};
 
-use super::{Setting, describe_lines, report_lines, say, write_lines};
+use super::{Setting, describe_lines, report_lines, say_line, write_lines};
 use crate::config::{self, From as StartAt, Query};
 use crate::counters::{Builder, Counters, Histogram, Part, Writing};
 use crate::feed::sink::{Durable, Sink};
 use crate::link::Link;
+use crate::log;
 use crate::node::catch_up::CatchUps;
 use crate::node::filter::{Filter, Wanted};
 use crate::node::outbox::{Frame, Out};
@@ -89,36 +90,73 @@ impl Application for Outlet {
             Target::Ring(ring) => ring.event(event),
             Target::Sink(_) => {}
         }
-        // Gaps are counted; the rest is rare and of interest to an operator.
-        let text = match event {
-            Event::Gap { .. } => return,
-            Event::Joined { session, next } => format!("joined session {session} at message {next}"),
+        if let (Event::SessionEnded { session, end }, Target::Sink(sink)) = (&event, &self.target) {
+            sink.borrow_mut().ended(*session, end.last);
+        }
+        self.sessions_ended += u64::from(matches!(event, Event::SessionEnded { .. }));
+        self.say(event);
+    }
+}
+
+impl Outlet {
+    /// Gaps are counted; the rest is rare and of interest to an operator.
+    fn say(&self, event: Event) {
+        macro_rules! say {
+            ($level:ident, $($fields_and_text:tt)*) => {
+                tracing::$level!(
+                    target: log::CLIENT, engine = %self.name, stream = %self.group, $($fields_and_text)*
+                )
+            };
+        }
+        match event {
+            Event::Gap { .. } => {}
+            Event::Joined { session, next } => {
+                say!(
+                    info,
+                    session = session.0,
+                    first = next.0,
+                    "joined session {session} at message {next}"
+                );
+            }
             Event::Lost { session, range, why } => {
                 let why = match why {
                     Loss::Refused => "nobody has them any more",
                     Loss::Unanswered => "no answer came",
                 };
-                format!("LOST messages {range} of session {session}: {why}")
+                say!(
+                    error,
+                    session = session.0,
+                    first = range.first.0,
+                    last = range.last.0,
+                    "LOST messages {range} of session {session}: {why}"
+                );
             }
             Event::SessionEnded { session, end } => {
-                self.sessions_ended += 1;
-                if let Target::Sink(sink) = &self.target {
-                    sink.borrow_mut().ended(session, end.last);
-                }
-                format!("session {session} ended with message {}", end.last)
+                let last = end.last;
+                say!(
+                    info,
+                    session = session.0,
+                    last = last.0,
+                    "session {session} ended with message {last}"
+                );
             }
-            Event::SessionStarted { session } => format!("session {session} began"),
-            Event::TailUnknown { session, from } => {
-                format!("session {session} was cut off; nobody knows whether it had messages from {from} on")
-            }
-            Event::DuplicateServer { session, from } => format!(
+            Event::SessionStarted { session } => say!(info, session = session.0, "session {session} began"),
+            Event::TailUnknown { session, from } => say!(
+                warn,
+                session = session.0,
+                first = from.0,
+                "session {session} was cut off; nobody knows whether it had messages from {from} on"
+            ),
+            Event::DuplicateServer { session, from } => say!(
+                error,
+                session = session.0,
+                peer = %from,
                 "a SECOND SERVER at {from} uses session {session} of this stream; its frames are refused: stop one of the two"
             ),
-            Event::Silent => "the server is silent".into(),
-            Event::Heard => "the server is heard again".into(),
-            Event::Line(change) => say(change),
-        };
-        eprintln!("{}: {}: {text}", self.name, self.group);
+            Event::Silent => say!(warn, "the server is silent"),
+            Event::Heard => say!(info, "the server is heard again"),
+            Event::Line(change) => say_line!(self.name, self.group, log::CLIENT, change),
+        }
     }
 }
 
@@ -167,9 +205,9 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             Target::Handler(_) | Target::Ring(_) => None,
         };
         if let Some((session, seq)) = resume {
-            eprintln!(
-                "{name}: {}: going on behind message {seq} of session {session}",
-                config.stream
+            tracing::info!(
+                target: log::CLIENT, engine = name, stream = %config.stream, session = session.0, last = seq.0,
+                "going on behind message {seq} of session {session}"
             );
         }
         let defaults = ClientConfig::new(stream, with.origin);

@@ -10,6 +10,7 @@ use seqcast_proto::server::Inherited;
 use seqcast_proto::time::Nanos;
 
 use super::{Log, refused, report};
+use crate::log;
 
 /// Records a stream for an archive.
 ///
@@ -44,7 +45,7 @@ impl Recorder {
     pub fn open(dir: &Path, stream: Stream, options: Options) -> Result<Recorder, Error> {
         let archive = Archive::open(dir, stream, options)?;
         for note in archive.recovery() {
-            eprintln!("archive of stream {stream}: {note}");
+            tracing::info!(target: log::ARCHIVE, id = stream.0, "archive of stream {stream}: {note}");
         }
         Ok(Recorder::new(archive, stream))
     }

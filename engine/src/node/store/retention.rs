@@ -8,6 +8,7 @@ use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::server::Inherited;
 
 use super::{Log, next_of, oldest_of, refused, report};
+use crate::log;
 
 /// Keeps what a server sent until archives have acknowledged it.
 pub struct Retention {
@@ -49,7 +50,7 @@ impl Retention {
         };
         let archive = Archive::open(dir, stream, options)?;
         for note in archive.recovery() {
-            eprintln!("server log of stream {stream}: {note}");
+            tracing::info!(target: log::SERVER, id = stream.0, "server log of stream {stream}: {note}");
         }
         Ok(Retention::new(archive, stream, origin, limit, drop_oldest))
     }
@@ -158,7 +159,7 @@ impl Retention {
         // What cannot be removed takes room and is tried again at the next start.
         let removed = self.log.archive.remove_session(session);
         if let Err(error) = &removed {
-            eprintln!("server log of stream {}: {error}", self.stream);
+            tracing::error!(target: log::SERVER, id = self.stream.0, "server log of stream {}: {error}", self.stream);
         }
         removed.is_ok()
     }
