@@ -60,13 +60,28 @@ type Tree = BTreeMap<String, Option<Arc<Inode>>>;
 
 #[derive(Debug)]
 struct Inode {
-    live: File,
+    live: Mutex<Live>,
     /// No file changes its length.
     len: usize,
     /// What is on disk.
-    durable: Mutex<Vec<u8>>,
+    durable: Mutex<Durable>,
     /// Pages that the disk cannot read.
     bad: Mutex<BTreeSet<usize>>,
+}
+
+/// What processes see of a file. Most files are small, never mapped, and soon replaced.
+#[derive(Debug)]
+enum Live {
+    Bytes(Box<[u8]>),
+    Mappable(File),
+}
+
+/// What is on disk of a file.
+#[derive(Clone, Debug)]
+enum Durable {
+    Nothing,
+    /// The pages that are not zero; the last one may be short.
+    Pages(BTreeMap<usize, Box<[u8]>>),
 }
 
 #[derive(Clone, Debug)]
@@ -76,67 +91,115 @@ enum Change {
     Remove(String),
 }
 
-impl Inode {
-    fn new(bytes: &[u8], durable: Vec<u8>) -> io::Result<Arc<Inode>> {
-        let inode = Inode::zeroed(bytes.len(), durable)?;
-        // Most of a file is a hole, and stays one.
-        let full = |page: &[u8]| *page != [0; PAGE][..page.len()];
-        for (n, page) in bytes.chunks(PAGE).enumerate().filter(|(_, page)| full(page)) {
-            inode.live.write_all_at(page, (n * PAGE) as u64)?;
-        }
-        Ok(Arc::new(inode))
-    }
+/// The pages of a file that are not zero: most of a file is a hole.
+fn pages(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let pages = bytes.chunks(PAGE).enumerate();
+    pages.filter(|(_, page)| **page != [0; PAGE][..page.len()])
+}
 
-    fn zeroed(len: usize, durable: Vec<u8>) -> io::Result<Inode> {
-        Ok(Inode {
-            live: nameless(len as u64)?,
+impl Durable {
+    fn of(bytes: &[u8]) -> Durable {
+        Durable::Pages(pages(bytes).map(|(n, page)| (n, page.into())).collect())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inode {
+    fn new(live: Live, len: usize, durable: Durable) -> Arc<Inode> {
+        Arc::new(Inode {
+            live: Mutex::new(live),
             len,
             durable: Mutex::new(durable),
             bad: Mutex::default(),
         })
     }
 
-    fn bad(&self) -> MutexGuard<'_, BTreeSet<usize>> {
-        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A file that was there before this run.
+    fn found(&self, bytes: &[u8], durable: Durable) -> io::Result<Arc<Inode>> {
+        let live = match &*lock(&self.live) {
+            Live::Bytes(_) => Live::Bytes(bytes.into()),
+            Live::Mappable(_) => Live::Mappable(mappable(bytes)?),
+        };
+        let copy = Inode::new(live, bytes.len(), durable);
+        lock(&copy.bad).clone_from(&lock(&self.bad));
+        Ok(copy)
     }
 
     /// What a file is read with.
     fn contents(&self) -> io::Result<Vec<u8>> {
-        if self.bad().is_empty() {
-            self.read()
+        if lock(&self.bad).is_empty() {
+            let mut bytes = Vec::new();
+            self.read(&mut bytes)?;
+            Ok(bytes)
         } else {
             Err(io::Error::from_raw_os_error(libc::EIO))
         }
     }
 
-    fn read(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.len];
-        self.live.read_exact_at(&mut bytes, 0)?;
-        Ok(bytes)
-    }
-
-    fn durable(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What a loss of power leaves of the file.
-    fn torn(&self, rng: &mut Rng) -> io::Result<Vec<u8>> {
-        let live = self.read()?;
-        let mut left = self.durable().clone();
-        if left.len() != live.len() {
-            return Ok(left);
+    /// Makes `bytes` what processes see.
+    fn read(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        bytes.resize(self.len, 0);
+        match &*lock(&self.live) {
+            Live::Bytes(live) => bytes.copy_from_slice(live),
+            Live::Mappable(live) => live.read_exact_at(bytes, 0)?,
         }
-        for (left, live) in left.chunks_mut(PAGE).zip(live.chunks(PAGE)) {
+        Ok(())
+    }
+
+    fn map(&self) -> io::Result<Mapping> {
+        let mut live = lock(&self.live);
+        let file = match &*live {
+            Live::Bytes(bytes) => mappable(bytes)?,
+            Live::Mappable(file) => return Mapping::file(file, self.len),
+        };
+        let mapping = Mapping::file(&file, self.len)?;
+        *live = Live::Mappable(file);
+        Ok(mapping)
+    }
+
+    fn sync(&self, range: Range<usize>) -> io::Result<()> {
+        let (Live::Mappable(live), Durable::Pages(durable)) = (&*lock(&self.live), &mut *lock(&self.durable)) else {
+            return Ok(());
+        };
+        for n in range.start / PAGE..range.end.min(self.len).div_ceil(PAGE) {
+            let mut page = [0; PAGE];
+            let page = &mut page[..PAGE.min(self.len - n * PAGE)];
+            live.read_exact_at(page, (n * PAGE) as u64)?;
+            durable.insert(n, (*page).into());
+        }
+        Ok(())
+    }
+
+    /// Makes `live`, what processes see, what a loss of power leaves of it.
+    fn tear(&self, live: &mut Vec<u8>, rng: &mut Rng) {
+        let Durable::Pages(durable) = &*lock(&self.durable) else {
+            live.clear();
+            return;
+        };
+        for (n, live) in live.chunks_mut(PAGE).enumerate() {
             let reached = match rng.below(3) {
                 0 => 0,
                 1 => live.len(),
                 _ => rng.below((PAGE / SECTOR) as u64) as usize * SECTOR,
             };
             let reached = reached.min(live.len());
-            left[..reached].copy_from_slice(&live[..reached]);
+            match durable.get(&n) {
+                Some(durable) => live[reached..].copy_from_slice(&durable[reached..]),
+                None => live[reached..].fill(0),
+            }
         }
-        Ok(left)
     }
+}
+
+fn mappable(bytes: &[u8]) -> io::Result<File> {
+    let file = nameless(bytes.len() as u64)?;
+    for (n, page) in pages(bytes) {
+        file.write_all_at(page, (n * PAGE) as u64)?;
+    }
+    Ok(file)
 }
 
 fn apply(tree: &mut Tree, change: &Change) {
@@ -214,7 +277,7 @@ impl Faulty {
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.disk)
     }
 
     fn live(&self) -> io::Result<MutexGuard<'_, Disk>> {
@@ -260,7 +323,7 @@ impl Faulty {
     /// # Errors
     /// When there is no such file.
     pub fn spoil(&self, path: &str, page: usize) -> io::Result<()> {
-        self.lock().file(path)?.bad().insert(page);
+        lock(&self.lock().file(path)?.bad).insert(page);
         Ok(())
     }
 
@@ -281,6 +344,7 @@ impl Faulty {
             disk.pending.truncate(kept);
             disk.commit();
         }
+        let mut bytes = Vec::new();
         // Each file once, however many trees and changes name it.
         let mut copies: BTreeMap<*const Inode, Arc<Inode>> = BTreeMap::new();
         let mut copy = |node: &Option<Arc<Inode>>| -> io::Result<Option<Arc<Inode>>> {
@@ -290,13 +354,13 @@ impl Faulty {
             if let Some(copy) = copies.get(&Arc::as_ptr(inode)) {
                 return Ok(Some(Arc::clone(copy)));
             }
+            inode.read(&mut bytes)?;
             let copy = if how == Crash::PowerLoss {
-                let left = inode.torn(&mut rng)?;
-                Inode::new(&left, left.clone())?
+                inode.tear(&mut bytes, &mut rng);
+                inode.found(&bytes, Durable::of(&bytes))?
             } else {
-                Inode::new(&inode.read()?, inode.durable().clone())?
+                inode.found(&bytes, lock(&inode.durable).clone())?
             };
-            copy.bad().clone_from(&inode.bad());
             copies.insert(Arc::as_ptr(inode), Arc::clone(&copy));
             Ok(Some(copy))
         };
@@ -368,8 +432,8 @@ impl Storage for Faulty {
     fn replace(&self, path: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
         let mut disk = self.changing()?;
         disk.make_room(bytes.len() as u64)?;
-        let on_disk = if durable { bytes.to_vec() } else { Vec::new() };
-        let inode = Inode::new(bytes, on_disk)?;
+        let on_disk = if durable { Durable::of(bytes) } else { Durable::Nothing };
+        let inode = Inode::new(Live::Bytes(bytes.into()), bytes.len(), on_disk);
         disk.change(Change::Put(path.to_owned(), Some(inode)));
         if durable {
             disk.commit();
@@ -385,8 +449,9 @@ impl Storage for Faulty {
     fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {
         let mut disk = self.changing()?;
         disk.make_room(len as u64)?;
-        let inode = Inode::zeroed(len, vec![0; len])?;
-        disk.change(Change::Put(path.to_owned(), Some(Arc::new(inode))));
+        let live = Live::Mappable(nameless(len as u64)?);
+        let inode = Inode::new(live, len, Durable::of(&[]));
+        disk.change(Change::Put(path.to_owned(), Some(inode)));
         drop(disk);
         self.map(path)
     }
@@ -394,8 +459,8 @@ impl Storage for Faulty {
     fn map(&self, path: &str) -> io::Result<Mapping> {
         let mut disk = self.live()?;
         let inode = disk.file(path)?;
-        let mut mapping = Mapping::file(&inode.live, inode.len)?;
-        for &page in inode.bad().iter() {
+        let mut mapping = inode.map()?;
+        for &page in lock(&inode.bad).iter() {
             mapping.spoil(page)?;
         }
         disk.mapped.push((mapping.pages(), inode));
@@ -427,10 +492,7 @@ impl Storage for Faulty {
         }
         let found = disk.mapped.iter().find(|(mapped, _)| mapped.same(pages));
         let (_, inode) = found.ok_or(io::ErrorKind::NotFound)?;
-        let mut durable = inode.durable();
-        let start = range.start / PAGE * PAGE;
-        let end = range.end.next_multiple_of(PAGE).min(durable.len());
-        inode.live.read_exact_at(&mut durable[start..end], start as u64)
+        inode.sync(range)
     }
 
     fn sync_dir(&self, _: &str) -> io::Result<()> {
