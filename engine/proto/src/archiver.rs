@@ -124,6 +124,8 @@ struct Recording {
     /// The lowest number that the server still held when it was last heard.
     oldest: Option<Seq>,
     end: Option<End>,
+    /// The store has refused to note it.
+    end_unsaved: bool,
     gaps: Gaps,
     /// Something is to be acknowledged.
     dirty: bool,
@@ -222,6 +224,7 @@ impl Archiver {
             traced: false,
             oldest: None,
             end: None,
+            end_unsaved: false,
             gaps: Gaps::new(self.config.gaps, self.config.seed ^ u64::from(session.0)),
             dirty: true,
         }
@@ -668,6 +671,7 @@ impl Archiver {
         if recording.end == Some(end) {
             return;
         }
+        recording.end_unsaved = true;
         recording.gaps.forget_above(last);
         if recording.oldest.is_none()
             && let Some(all) = SeqRange::new(Seq::FIRST, last)
@@ -680,13 +684,7 @@ impl Archiver {
         recording.miss_up_to(last.next(), now);
         recording.end = Some(end);
         recording.dirty = true;
-        if last < Seq::FIRST && !recording.opened {
-            // Empty: nothing will come that opens it, yet clients ask what followed it.
-            recording.opened = store.open_session(recording.session, recording.previous, 0).is_ok();
-        }
-        if recording.opened && store.close_session(recording.session, end).is_err() {
-            self.stats.failed += 1;
-        }
+        self.stats.failed += u64::from(!recording.save_end(store));
         self.ack_due = now;
     }
 
@@ -789,7 +787,11 @@ impl Archiver {
         let mut also = None;
         if now.mono >= self.repeat_due {
             self.repeat_due = now.mono + self.config.ack_idle;
-            self.recordings.iter_mut().for_each(|r| r.dirty = true);
+            for recording in &mut self.recordings {
+                recording.dirty = true;
+                // A disk that was full may have room by now.
+                recording.save_end(store);
+            }
             // So that the server knows the way over either line.
             also = self.server_otherwise.filter(|s| Some(*s) != self.parties.server());
         }
@@ -917,6 +919,23 @@ impl Recording {
         }
     }
 
+    /// Tells the store how the session ended, if it does not know yet. False if it refuses.
+    fn save_end(&mut self, store: &mut impl ArchiveStore) -> bool {
+        let Some(end) = self.end.filter(|_| self.end_unsaved) else {
+            return true;
+        };
+        if end.last < Seq::FIRST && !self.opened {
+            // Empty: nothing will come that opens it, yet clients ask what followed it.
+            self.opened = store.open_session(self.session, self.previous, 0).is_ok();
+        }
+        self.end_unsaved = match self.opened {
+            true => store.close_session(self.session, end).is_err(),
+            // One with messages is opened, and ended, with the first that is stored.
+            false => end.last < Seq::FIRST,
+        };
+        !self.end_unsaved
+    }
+
     /// Whether nothing more is to be expected of it.
     fn is_settled(&self) -> bool {
         self.end.is_some_and(|e| e.next != Session::NONE) && self.gaps.is_empty()
@@ -942,9 +961,8 @@ impl Recording {
         if !self.opened {
             store.open_session(self.session, self.previous, self.server_origin)?;
             self.opened = true;
-            if let Some(end) = self.end {
-                store.close_session(self.session, end)?;
-            }
+            self.end_unsaved = self.end.is_some();
+            self.save_end(store);
         }
         Ok(())
     }

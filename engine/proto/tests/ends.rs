@@ -6,7 +6,7 @@ use common::{Disk, GROUP, Net, STREAM, World, addr};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::io::{End, Lookup, Store};
 use seqcast_proto::seq::{Seq, Session};
-use seqcast_proto::time::Now;
+use seqcast_proto::time::{Now, SECONDS};
 use seqcast_proto::wire::{Block, Endpoint, HeartbeatBody, Kind, Message, Role, Stamp, put_message};
 
 const OLD: Session = Session(10);
@@ -75,4 +75,31 @@ fn what_comes_from_behind_a_told_end_is_not_stored() {
     assert_eq!(disk.end_of(OLD), Some(end));
     assert!(matches!(disk.look_up(OLD, Seq(2)), Lookup::Found(_)));
     assert!(matches!(disk.look_up(OLD, Seq(5)), Lookup::Absent(..)));
+}
+
+#[test]
+fn an_end_that_a_full_disk_refused_is_noted_when_there_is_room() {
+    let world = World::new(1, NO_FAULTS, 0);
+    let mut frames = Vec::new();
+    let mut disk = Disk::default();
+    let mut archive = Archiver::new(ArchiverConfig::new(STREAM, GROUP, addr(2), 77), 0, &mut disk);
+    let out = &mut world.out(&mut frames);
+    archive.on_frame(Now::default(), addr(1), &data(OLD, 1), &mut disk, out);
+    disk.full = true;
+    let mut told = vec![0; 128];
+    let len = stamp(OLD, 2).end(&mut told, NEW, Session::NONE);
+    archive.on_frame(Now::default(), addr(1), &told[..len], &mut disk, out);
+    assert_eq!((disk.end_of(OLD), archive.stats().failed), (None, 1));
+    disk.full = false;
+    // Nobody has to say it again.
+    let later = Now {
+        mono: 10 * SECONDS,
+        wall: 0,
+    };
+    archive.poll(later, 1, &mut disk, out);
+    let end = End {
+        last: Seq(1),
+        next: NEW,
+    };
+    assert_eq!(disk.end_of(OLD), Some(end));
 }

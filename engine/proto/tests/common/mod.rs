@@ -198,6 +198,9 @@ impl ArchiveStore for Disk {
         Ok(())
     }
     fn close_session(&mut self, session: Session, end: End) -> Result<(), Refused> {
+        if self.full {
+            return Err(Refused::Full);
+        }
         self.sessions.get_mut(&session.0).unwrap().end = Some(end);
         Ok(())
     }
