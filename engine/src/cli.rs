@@ -53,7 +53,8 @@ pub enum Command {
     ///
     /// SIGTERM and SIGINT end it in order: sources are drained, the end is announced, last
     /// acknowledgements are awaited, logs are synced. A second signal leaves at once.
-    /// SIGHUP lets it read files of keys again.
+    /// SIGHUP lets it read its configuration and files of keys again: it takes what can change while it
+    /// runs, or names each key that cannot, and then changes nothing.
     Run {
         /// The configuration file (TOML).
         #[arg(long)]
@@ -63,9 +64,15 @@ pub enum Command {
         log: LogArgs,
     },
     /// Read a configuration and say what is wrong with it.
+    ///
+    /// With --running, say as well what of it a running engine would take, and what needs a restart: then
+    /// the exit status is 1.
     Check {
         /// The configuration file (TOML).
         #[arg(long)]
         config: PathBuf,
+        /// The configuration with which the engine runs: a copy of the file from before it was changed.
+        #[arg(long, value_name = "CONFIG")]
+        running: Option<PathBuf>,
     },
 }

@@ -6,13 +6,14 @@ use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 
 use seqcast_proto::subject::Pattern;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::feed::Format;
 use crate::feed::item::SinkFormat;
 use crate::link::{Attach, Bind};
 
+mod change;
 mod lines;
 mod log;
 mod mold;
@@ -20,6 +21,7 @@ mod programs;
 mod route;
 mod trust;
 
+pub use change::{Change, changes};
 pub use lines::{Lines, Listen, Outgoing, Second};
 pub use log::Log;
 pub use mold::{MoldSink, MoldSource, MoldVariant, OnLoss};
@@ -52,7 +54,7 @@ pub enum ConfigError {
 }
 
 /// A whole configuration.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The process and its interface.
@@ -79,7 +81,7 @@ pub struct Config {
 }
 
 /// How frames move.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// AF_XDP where it works, otherwise kernel sockets; the engine says which and why.
@@ -92,7 +94,7 @@ pub enum LinkKind {
 }
 
 /// What a core does while nothing is to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idle {
     /// Spin when the engine has a core of its own and there are at least four, otherwise block.
@@ -107,7 +109,7 @@ pub enum Idle {
 }
 
 /// What becomes of the engine's capabilities once its link is open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Privileges {
     /// They are dropped; root keeps its access to files.
@@ -132,7 +134,7 @@ impl Idle {
 }
 
 /// `[engine]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Engine {
     /// Name in logs and reports.
@@ -187,7 +189,7 @@ fn default_ttl() -> u8 {
 }
 
 /// `[engine.xdp]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Xdp {
     /// Receive queues to serve: all that the interface has.
@@ -221,7 +223,7 @@ impl Default for Xdp {
 }
 
 /// `[engine.udp]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Udp {
     /// Receive buffer asked from the kernel, in bytes.
@@ -244,7 +246,7 @@ impl Default for Udp {
 }
 
 /// `[engine.fault]`
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fault {
     /// Share of arriving frames to drop, 0.0 to 1.0.
@@ -269,7 +271,7 @@ impl std::convert::From<Fault> for crate::link::Fault {
 }
 
 /// Where messages come from.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// A file.
@@ -308,7 +310,7 @@ fn yes() -> bool {
 }
 
 /// What subjects are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SubjectFrom {
     /// Nasdaq ITCH 5.0: `ITCH.`, the message's type letter, a dot, its stock locate.
@@ -316,7 +318,7 @@ pub enum SubjectFrom {
 }
 
 /// What a server does when its source ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AtEnd {
     /// End the stream.
@@ -327,7 +329,7 @@ pub enum AtEnd {
 }
 
 /// Where messages go to.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sink {
     /// A file, written anew unless a durable client goes on.
@@ -354,7 +356,7 @@ pub struct Sink {
 }
 
 /// `rate` of `[[publish]]`: limits on new messages; 0 means none.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rate {
     /// Bytes of UDP payload a second.
@@ -376,7 +378,7 @@ impl Default for Rate {
 }
 
 /// To whom repairs go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cast {
     /// To who asked; to the group when several ask for the same.
@@ -389,7 +391,7 @@ pub enum Cast {
 }
 
 /// `repair` of `[[publish]]` and `[[archive]]`: how repairs are given.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Repair {
     /// To whom they go.
@@ -414,7 +416,7 @@ impl Default for Repair {
 }
 
 /// What a server does when it has no room for what is not acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenFull {
     /// Take nothing more from the source.
@@ -424,7 +426,7 @@ pub enum WhenFull {
 }
 
 /// How a client asks for repairs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Query {
     /// Point to point, at the addresses that heartbeats name.
@@ -435,7 +437,7 @@ pub enum Query {
 }
 
 /// `[[publish]]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Publish {
     /// Which table of the file this comes from: those of one table share their source.
@@ -490,6 +492,7 @@ pub struct Publish {
     #[serde(default = "default_linger_max")]
     pub linger_max_ms: u64,
     /// Keys, and whose frames are used.
+    #[serde(serialize_with = "trust::in_full")]
     pub trust: Option<Trust>,
 }
 
@@ -530,7 +533,7 @@ fn default_linger_max() -> u64 {
 }
 
 /// Where a subscription begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum From {
     /// At the first packet that is seen.
@@ -541,7 +544,7 @@ pub enum From {
 }
 
 /// In what order a subscription is delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Delivery {
     /// In the order of the numbers; what follows a gap waits for the repair.
@@ -552,7 +555,7 @@ pub enum Delivery {
 }
 
 /// `[[subscribe]]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subscribe {
     /// Which table of the file this comes from: those of one table share their sink.
@@ -565,7 +568,7 @@ pub struct Subscribe {
     #[serde(default)]
     pub lines: Lines,
     /// Which messages the sink gets; all without it.
-    #[serde(default, deserialize_with = "route::patterns")]
+    #[serde(default, deserialize_with = "route::patterns", serialize_with = "route::texts")]
     pub subjects: Option<Vec<Pattern>>,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
@@ -606,6 +609,7 @@ pub struct Subscribe {
     #[serde(default = "default_give_up")]
     pub give_up_ms: u64,
     /// Keys, and whose frames are used.
+    #[serde(serialize_with = "trust::in_full")]
     pub trust: Option<Trust>,
 }
 
@@ -626,7 +630,7 @@ fn default_give_up() -> u64 {
 }
 
 /// What an acknowledgement stands for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ack {
     /// The message is in the archive's log and survives the end of its process.
@@ -637,7 +641,7 @@ pub enum Ack {
 }
 
 /// `[[archive]]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Archive {
     /// Multicast group and port.
@@ -671,6 +675,7 @@ pub struct Archive {
     #[serde(default)]
     pub exit_at_end: bool,
     /// Keys, and whose frames are used.
+    #[serde(serialize_with = "trust::in_full")]
     pub trust: Option<Trust>,
 }
 
@@ -683,7 +688,7 @@ fn default_segment() -> Bytes {
 }
 
 /// A number of bytes: an integer, or text such as `"256 MiB"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bytes(pub u64);
 
 impl<'de> Deserialize<'de> for Bytes {

@@ -199,6 +199,12 @@ pub fn request_reload() {
     RELOADS.fetch_add(1, Ordering::Relaxed);
 }
 
+/// How often that was asked for, by anybody.
+#[must_use]
+pub fn reload_requests() -> u64 {
+    RELOADS.load(Ordering::Relaxed)
+}
+
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 

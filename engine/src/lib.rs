@@ -11,6 +11,7 @@
 //! - [`node`]: the duty cycle that joins protocol, link, logs and feeds on one core.
 //! - [`programs`]: programs beside the engine, through shared memory.
 //! - [`process`]: which processes are there.
+//! - [`reload`]: another configuration for an engine that runs.
 //! - [`report`]: what an engine says of itself when it ends.
 
 use std::net::SocketAddrV4;
@@ -29,6 +30,7 @@ pub mod log;
 pub mod node;
 pub mod process;
 pub mod programs;
+pub mod reload;
 pub mod report;
 
 /// A stream's identity: as configured, or the lower half of the group's address above the port.

@@ -10,17 +10,19 @@ use anyhow::{Context, Result, bail};
 use caps::Capability;
 use clap::Parser;
 use seqcast_engine::capture::{Socket, Tapped};
-use seqcast_engine::cli::{Cli, Command, LogArgs};
+use seqcast_engine::cli::{Cli, Command};
 use seqcast_engine::config::{self, Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
 use seqcast_engine::log::{self, Log};
 use seqcast_engine::node::{Node, Programs, StopRequests};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+mod control;
 mod open;
 mod privileges;
 mod service;
 
+use control::{Control, Origin};
 use open::Links;
 use service::Service;
 
@@ -31,13 +33,17 @@ const UDP_JOINS_WITH: &[Capability] = &[Capability::CAP_NET_ADMIN];
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run { config, log } => match begin(&config, &log) {
-            Ok((config, log)) => return run_and_tell(&config, &log),
-            Err(error) => Err(error),
-        },
-        Command::Check { config } => Config::read(&config)
-            .map_err(Into::into)
-            .map(|_| println!("{}: good", config.display())),
+        Command::Run { config, log } => {
+            let origin = Origin {
+                path: config,
+                args: log,
+            };
+            match begin(&origin) {
+                Ok((config, log)) => return run_and_tell(&Setting { origin, config, log }),
+                Err(error) => Err(error),
+            }
+        }
+        Command::Check { config, running } => check(&config, running.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,16 +54,29 @@ fn main() -> ExitCode {
     }
 }
 
+fn check(path: &Path, running: Option<&Path>) -> Result<()> {
+    let config = Config::read(path)?;
+    println!("{}: good", path.display());
+    running.map_or(Ok(()), |running| control::compare(running, &config))
+}
+
+/// What an engine is started with.
+struct Setting {
+    origin: Origin,
+    config: Config,
+    log: Log,
+}
+
 /// Reads the configuration, and begins to write what is said.
-fn begin(path: &Path, args: &LogArgs) -> Result<(Config, Log)> {
-    let mut config = Config::read(path)?;
-    args.put_into(&mut config.log).context("--log")?;
+fn begin(origin: &Origin) -> Result<(Config, Log)> {
+    let config = origin.read()?;
     let log = Log::install(&config.log).context("cannot write the log")?;
     Ok((config, log))
 }
 
-fn run_and_tell(config: &Config, log: &Log) -> ExitCode {
-    let result = run(config, log);
+fn run_and_tell(with: &Setting) -> ExitCode {
+    let Setting { log, .. } = with;
+    let result = run(with);
     if let Err(error) = &result {
         log.fatal(NAME, &format!("{error:#}"));
     }
@@ -69,7 +88,8 @@ fn run_and_tell(config: &Config, log: &Log) -> ExitCode {
     }
 }
 
-fn run(config: &Config, log: &Log) -> Result<()> {
+fn run(with: &Setting) -> Result<()> {
+    let config = &with.config;
     let stop: StopRequests = Arc::new(AtomicUsize::new(0));
     for signal in [SIGTERM, SIGINT] {
         let stop = Arc::clone(&stop);
@@ -86,37 +106,34 @@ fn run(config: &Config, log: &Log) -> Result<()> {
         .context("cannot handle signals")?;
     match config.engine.link {
         LinkKind::Udp => start(
-            config,
+            with,
             open::links(config, open::udp)?,
             open::udp_may_hold(config),
             UDP_JOINS_WITH,
             stop,
-            log,
         ),
         #[cfg(feature = "xdp")]
         LinkKind::Xdp => start(
-            config,
+            with,
             open::links(config, open::xdp)?,
             open::xdp_may_hold(config),
             &[],
             stop,
-            log,
         ),
         #[cfg(feature = "xdp")]
         LinkKind::Auto => match open::links(config, open::xdp) {
-            Ok(links) => start(config, links, open::xdp_may_hold(config), &[], stop, log),
+            Ok(links) => start(with, links, open::xdp_may_hold(config), &[], stop),
             Err(why) => {
                 tracing::warn!(
                     target: log::ENGINE, engine = config.engine.name,
                     "AF_XDP does not work here, using kernel sockets: {why:#}"
                 );
                 start(
-                    config,
+                    with,
                     open::links(config, open::udp)?,
                     open::udp_may_hold(config),
                     UDP_JOINS_WITH,
                     stop,
-                    log,
                 )
             }
         },
@@ -126,39 +143,31 @@ fn run(config: &Config, log: &Log) -> Result<()> {
         ),
         #[cfg(not(feature = "xdp"))]
         LinkKind::Auto => start(
-            config,
+            with,
             open::links(config, open::udp)?,
             open::udp_may_hold(config),
             UDP_JOINS_WITH,
             stop,
-            log,
         ),
     }
 }
 
 fn start<L: Link>(
-    config: &Config,
+    with: &Setting,
     links: Links<L>,
     may_hold: u32,
     kept: &[Capability],
     stop: StopRequests,
-    log: &Log,
 ) -> Result<()> {
     match links {
-        Links::One(link) => run_on(config, link, may_hold, kept, stop, log),
-        Links::Two(pair) => run_on(config, pair, may_hold, kept, stop, log),
+        Links::One(link) => run_on(with, link, may_hold, kept, stop),
+        Links::Two(pair) => run_on(with, pair, may_hold, kept, stop),
     }
 }
 
 /// `kept` are the capabilities that the link needs to join groups.
-fn run_on<L: Link>(
-    config: &Config,
-    link: L,
-    may_hold: u32,
-    kept: &[Capability],
-    stop: StopRequests,
-    log: &Log,
-) -> Result<()> {
+fn run_on<L: Link>(with: &Setting, link: L, may_hold: u32, kept: &[Capability], stop: StopRequests) -> Result<()> {
+    let Setting { origin, config, log } = with;
     // Threads have the capabilities of the one that starts them, so most go before there are any.
     if config.engine.privileges == Privileges::Drop {
         let gives_away = |p: &config::Programs| p.user.is_some() || p.group.is_some();
@@ -170,7 +179,6 @@ fn run_on<L: Link>(
         let kept: Vec<_> = kept.iter().copied().chain(owner).collect();
         privileges::drop_all_but(&kept)?;
     }
-    log.go_aside().context("cannot start the thread that writes the log")?;
     let socket = match &config.engine.capture {
         Some(path) => Some(Socket::open(path, format!("{} {}", config.engine.name, link.mode()))?),
         None => None,
@@ -180,17 +188,21 @@ fn run_on<L: Link>(
     if config.engine.privileges == Privileges::Drop {
         privileges::drop_all_but(&[])?;
     }
+    log.go_aside().context("cannot start the thread that writes the log")?;
+    let (name, mode) = (&config.engine.name, node.mode());
+    let control = Control::start(origin, config, mode.clone(), log, node.reloader())?;
+    let service = Service::start(node.pulse(), stop);
     // Helper threads have been started and keep the affinity of the process; only this one is pinned.
     if let Some(core) = config.engine.core {
         pin(core)?;
     }
-    let (name, mode) = (&config.engine.name, node.mode());
     tracing::info!(
         target: log::ENGINE, engine = name, mode, version = env!("CARGO_PKG_VERSION"),
         text = format!("ready {name} mode={mode}"), "ready"
     );
-    let service = Service::ready(&mode, node.pulse(), stop);
+    service::ready(&mode);
     let (report, result) = node.run();
+    drop(control);
     if let Some(service) = service {
         service.end();
     }

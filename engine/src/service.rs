@@ -20,11 +20,10 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// The engine is ready. `pulse` grows with each of its turns: while it does, the watchdog is fed.
+    /// Watches an engine. `pulse` grows with each of its turns: while it does, the watchdog is fed.
     /// Nothing if no manager listens.
-    pub(crate) fn ready(mode: &str, pulse: Arc<AtomicU64>, stop: StopRequests) -> Option<Service> {
+    pub(crate) fn start(pulse: Arc<AtomicU64>, stop: StopRequests) -> Option<Service> {
         std::env::var_os("NOTIFY_SOCKET")?;
-        tell(&[NotifyState::Ready, NotifyState::Status(mode)]);
         let done = Arc::new(AtomicBool::new(false));
         let watchdog = sd_notify::watchdog_enabled();
         // Half of the time that it allows, and half of that again for a thread that gets no core.
@@ -57,6 +56,21 @@ impl Service {
         let _ = self.thread.join();
         tell(&[NotifyState::Stopping]);
     }
+}
+
+/// The engine is ready.
+pub(crate) fn ready(mode: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(mode)]);
+}
+
+/// The engine reads its configuration again.
+pub(crate) fn reloading() {
+    tell(&[NotifyState::Reloading]);
+}
+
+/// It has done so; `status` says how that ended.
+pub(crate) fn reloaded(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 fn tell(states: &[NotifyState<'_>]) {

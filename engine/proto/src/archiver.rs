@@ -235,6 +235,12 @@ impl Archiver {
         self.responder.askers()
     }
 
+    /// Other limits of repairs from now on.
+    pub fn set_repair(&mut self, repair: RepairConfig, now: Nanos) {
+        self.responder.set_config(repair, now);
+        self.config.repair = repair;
+    }
+
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> ArchiverStats {

@@ -213,6 +213,14 @@ impl Responder {
         }
     }
 
+    /// Other limits from now on. What waits is answered by them.
+    pub fn set_config(&mut self, config: RepairConfig, now: Nanos) {
+        if config.bytes_per_second != self.config.bytes_per_second {
+            self.bucket = config.bytes_per_second.map(|rate| Bucket::new(rate, BURST, now));
+        }
+        self.config = config;
+    }
+
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> ResponderStats {

@@ -379,6 +379,21 @@ impl Server {
         (current.session, current.next)
     }
 
+    /// Other limits from now on. What is kept and unacknowledged stays so.
+    pub fn set_limits(&mut self, rate: RateLimit, unacknowledged_max: u64, repair: RepairConfig, now: Nanos) {
+        if rate != self.config.rate {
+            self.bytes = bucket(rate.bytes_per_second, rate.burst_bytes, now);
+            self.frames = bucket(rate.frames_per_second, rate.burst_bytes / 1500, now);
+        }
+        self.responder.set_config(repair, now);
+        self.config = ServerConfig {
+            rate,
+            unacknowledged_max,
+            repair,
+            ..self.config
+        };
+    }
+
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> ServerStats {

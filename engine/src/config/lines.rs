@@ -4,12 +4,12 @@ use std::net::SocketAddrV4;
 
 use seqcast_proto::lines::{Line, LinesConfig};
 use seqcast_proto::time::{MICROS, MILLIS};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError, Engine, Fault, Xdp};
 
 /// `[engine.line_b]`: the interface of line B, when it is another than that of line A.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Second {
     /// The network interface.
@@ -27,7 +27,7 @@ pub struct Second {
 }
 
 /// Which lines a part listens to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Listen {
     /// Both; the first copy of each frame wins.
@@ -40,7 +40,7 @@ pub enum Listen {
 }
 
 /// `lines` of `[[subscribe]]` and `[[archive]]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lines {
     /// Multicast group and port of line B.
@@ -67,7 +67,7 @@ impl Default for Lines {
 }
 
 /// `lines` of `[[publish]]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outgoing {
     /// Multicast group and port of line B, which carries the same.

@@ -4,12 +4,12 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use seqcast_mold::{SessionName, Variant};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Bytes, Config, ConfigError, Fault, Format, From, Net, Publish, Subscribe};
 
 /// Which of the two formats.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MoldVariant {
     /// Big-endian, numbers of 64 bits.
@@ -36,8 +36,12 @@ fn session<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SessionN
     Ok(Some(name))
 }
 
+fn session_text<S: Serializer>(name: &Option<SessionName>, serializer: S) -> Result<S::Ok, S::Error> {
+    name.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
 /// `mold` of a sink: publishes what is delivered.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoldSink {
     /// Group and port to send to.
@@ -53,7 +57,7 @@ pub struct MoldSink {
     #[serde(default)]
     pub variant: MoldVariant,
     /// One name for all sessions; by default each has its number for a name.
-    #[serde(default, deserialize_with = "session")]
+    #[serde(default, deserialize_with = "session", serialize_with = "session_text")]
     pub session: Option<SessionName>,
     /// UDP port of the re-request server, and source of all that is sent; 0 lets the kernel choose.
     #[serde(default)]
@@ -89,7 +93,7 @@ pub struct MoldSink {
 }
 
 /// What a source does when messages cannot be had any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLoss {
     /// Say it, and go on behind them.
@@ -100,7 +104,7 @@ pub enum OnLoss {
 }
 
 /// `mold` of a source: subscribes to a feed.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoldSource {
     /// Group and port of the feed.
@@ -116,7 +120,7 @@ pub struct MoldSource {
     #[serde(default)]
     pub variant: MoldVariant,
     /// The only session taken; any without it.
-    #[serde(default, deserialize_with = "session")]
+    #[serde(default, deserialize_with = "session", serialize_with = "session_text")]
     pub session: Option<SessionName>,
     /// Where to begin.
     #[serde(default)]

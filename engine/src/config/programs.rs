@@ -2,18 +2,18 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Bytes;
 
 /// `[programs]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Programs {
     /// Where programs connect; without it only those of the engine's own process do.
     pub socket: Option<PathBuf>,
     /// Permission bits of the socket, octal.
-    #[serde(deserialize_with = "mode")]
+    #[serde(deserialize_with = "mode", serialize_with = "octal")]
     pub mode: u32,
     /// Owner of the socket, by name or number; the engine's user by default.
     #[serde(deserialize_with = "name_or_number")]
@@ -56,6 +56,10 @@ fn mode<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Err
                 "{text:?} is no mode; write it in octal digits, such as \"0660\""
             ))
         })
+}
+
+fn octal<S: serde::Serializer>(mode: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{mode:04o}"))
 }
 
 fn name_or_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

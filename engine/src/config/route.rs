@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use seqcast_proto::subject::{self, Pattern};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Config, ConfigError, Publish, Subscribe};
 use crate::feed::Format;
@@ -12,11 +12,11 @@ use crate::feed::Format;
 pub(super) const BY_SUBJECT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// `[[route]]`: which stream carries a subject. The first route that takes it counts.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// The subjects. Without them: whatever no earlier route takes, also messages without subject.
-    #[serde(default, deserialize_with = "patterns")]
+    #[serde(default, deserialize_with = "patterns", serialize_with = "texts")]
     pub subjects: Option<Vec<Pattern>>,
     /// Multicast group and port.
     pub stream: SocketAddrV4,
@@ -35,6 +35,14 @@ pub(super) fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
     }
     let pattern = |text: &String| Pattern::parse(text).map_err(|e| D::Error::custom(format!("subject {text:?}: {e}")));
     texts.iter().map(pattern).collect::<Result<_, _>>().map(Some)
+}
+
+/// Writes one.
+pub(super) fn texts<S: Serializer>(patterns: &Option<Vec<Pattern>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let texts = patterns
+        .as_ref()
+        .map(|p| p.iter().map(Pattern::as_str).collect::<Vec<_>>());
+    texts.serialize(serializer)
 }
 
 /// Reads the subject of a source.

@@ -4,11 +4,11 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Deserialize;
 use serde::de::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// `trust` of `[[publish]]`, `[[subscribe]]` and `[[archive]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Trust {
     /// File of the stream's keys, see [`crate::keys`]; without it frames are not sealed.
@@ -29,8 +29,16 @@ impl Default for Trust {
     }
 }
 
+/// Writes what is in force: no `trust` is one that lets anyone in.
+pub(super) fn in_full<S: Serializer>(trust: &Option<Trust>, serializer: S) -> Result<S::Ok, S::Error> {
+    match trust {
+        Some(trust) => trust.serialize(serializer),
+        None => Trust::default().serialize(serializer),
+    }
+}
+
 /// Sources by what they may send; `None`: anyone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Allow {
     /// DATA and HEARTBEAT, and what a server answers.
     pub servers: Option<Vec<Net>>,
@@ -101,6 +109,13 @@ impl FromStr for Net {
             return Err(format!("{text:?} has bits behind its mask; write \"{network}/{bits}\""));
         }
         Ok(Net { address: network, mask })
+    }
+}
+
+impl Serialize for Net {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (address, bits) = (Ipv4Addr::from(self.address), self.mask.count_ones());
+        serializer.collect_str(&format_args!("{address}/{bits}"))
     }
 }
 

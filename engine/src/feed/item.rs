@@ -35,7 +35,7 @@ pub struct Item<'a> {
 }
 
 /// How a sink writes messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SinkFormat {
     /// Nasdaq BinaryFILE: big-endian length of 16 bits, then the payload.

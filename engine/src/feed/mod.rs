@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub mod binaryfile;
 mod fifo;
@@ -19,7 +19,7 @@ pub mod source;
 pub mod subject;
 
 /// How messages are told apart in a byte stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Nasdaq BinaryFILE: big-endian length of 16 bits, then the message.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +31,7 @@ pub struct Source {
     /// Rung after messages were taken out of the lane.
     pub room: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    rate: Arc<AtomicU64>,
     mold: Option<Arc<Mutex<MoldSourceReport>>>,
     thread: Arc<Mutex<Thread>>,
 }
@@ -74,6 +75,7 @@ impl Source {
         let (producers, consumers): (Vec<_>, Vec<_>) = skip.iter().map(|_| lane(LANE)).unzip();
         let room = Arc::new(Doorbell::new()?);
         let stop = Arc::new(AtomicBool::new(false));
+        let rate = Arc::new(AtomicU64::new(bits(config.rate)));
         let file = match &config.file {
             Some(path) => Some(File::open(path).map_err(|e| named(&path.display().to_string(), e))?),
             None => None,
@@ -90,7 +92,9 @@ impl Source {
             bell,
             room: Arc::clone(&room),
             stop: Arc::clone(&stop),
+            rate: Arc::clone(&rate),
             max,
+            paced: bits(config.rate),
             sent: 0,
             start: Instant::now(),
         };
@@ -107,6 +111,7 @@ impl Source {
             lane,
             room: Arc::clone(&room),
             stop: Arc::clone(&stop),
+            rate: Arc::clone(&rate),
             mold: mold.clone(),
             thread: Arc::clone(&thread),
         };
@@ -117,6 +122,11 @@ impl Source {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.room.ring();
+    }
+
+    /// So many messages a second from now on, for all its streams together.
+    pub fn set_rate(&self, rate: Option<f64>) {
+        self.rate.store(bits(rate), Ordering::Relaxed);
     }
 
     /// What a feed has received.
@@ -144,6 +154,11 @@ impl Source {
     }
 }
 
+/// A rate as an atomic holds it; 0, which is no rate, stands for none.
+fn bits(rate: Option<f64>) -> u64 {
+    rate.map_or(0, f64::to_bits)
+}
+
 fn named(what: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("source {what}: {error}"))
 }
@@ -165,7 +180,11 @@ struct Feeder {
     bell: Arc<Doorbell>,
     room: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    /// Messages a second, see [`bits`], which may change at any time.
+    rate: Arc<AtomicU64>,
     max: usize,
+    /// The rate at which so many messages were sent since the start.
+    paced: u64,
     sent: u64,
     start: Instant,
 }
@@ -286,11 +305,20 @@ impl Feeder {
     }
 
     /// Waits until the next message is due.
-    fn pace(&self) {
-        let Some(rate) = self.config.rate else { return };
-        let due = self.start + Duration::from_secs_f64(self.sent as f64 / rate);
+    fn pace(&mut self) {
         loop {
+            let rate = self.rate.load(Ordering::Relaxed);
+            if rate == 0 && self.paced == 0 {
+                return;
+            }
             let now = Instant::now();
+            if rate != self.paced {
+                (self.paced, self.start, self.sent) = (rate, now, 0);
+            }
+            if rate == 0 {
+                return;
+            }
+            let due = self.start + Duration::from_secs_f64(self.sent as f64 / f64::from_bits(rate));
             if now >= due || self.stop.load(Ordering::Relaxed) {
                 return;
             }

@@ -96,7 +96,7 @@ pub struct Fault {
 }
 
 /// Where in the kernel the XDP filter runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
     /// Driver mode, or generic mode when the driver refuses.
@@ -109,7 +109,7 @@ pub enum Attach {
 }
 
 /// Who copies between the NIC and the link's frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bind {
     /// Zero-copy in driver mode, or copy when the driver refuses.

@@ -76,6 +76,7 @@ impl std::str::FromStr for Format {
 }
 
 /// Writes events of the whole process.
+#[derive(Clone)]
 pub struct Log {
     shared: Arc<Shared>,
     filter: reload::Handle<Targets, Registry>,

@@ -106,7 +106,7 @@ impl Guards {
             if list.iter().any(|g| g.stream == stream) {
                 continue;
             }
-            let allow = trust.map(|t| &t.allow).filter(|a| **a != Allow::default());
+            let allow = named(trust);
             if let Some((Trust { clock_skew_ms, .. }, path)) = trust.and_then(|t| Some((t, t.key.as_ref()?))) {
                 watched.push(list.len());
                 paths.push(path.clone());
@@ -143,6 +143,17 @@ impl Guards {
             watch,
             watched,
         })
+    }
+
+    /// Takes the allow-lists of another configuration of the same streams.
+    pub(super) fn set_allow(&mut self, config: &Config) {
+        for (group, id, trust) in config.trusts() {
+            let stream = crate::stream_id(group, id);
+            if let Some(guard) = self.list.iter_mut().find(|g| g.stream == stream) {
+                guard.allow = named(trust).cloned();
+            }
+        }
+        self.active = self.list.iter().any(|g| g.seal.is_some() || g.allow.is_some());
     }
 
     /// What seals the frames of a stream, if anything does.
@@ -259,6 +270,11 @@ impl Guard {
             not_allowed: count(Cause::NotAllowed),
         }
     }
+}
+
+/// The allow-lists of a stream, if it has any.
+fn named(trust: Option<&Trust>) -> Option<&Allow> {
+    trust.map(|t| &t.allow).filter(|a| **a != Allow::default())
 }
 
 /// Whether `from` may send a frame of this kind.

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::counters::{self, Builder, Counters, Part};
 use crate::link::{Datagram, Link, LinkStats};
 use crate::programs::{Desks, Hub, Wakers};
+use crate::reload::Reloader;
 use crate::report::{CycleReport, Report};
 
 mod catch_up;
@@ -143,6 +144,7 @@ pub struct Node<L: Link> {
     cycle: CycleReport,
     regime: Regime,
     counters: Counters,
+    reloader: Reloader,
     /// Turns so far, for who watches from another thread.
     pulse: Arc<AtomicU64>,
 }
@@ -253,6 +255,7 @@ impl<L: Link> Node<L> {
             cycle: CycleReport::default(),
             regime: Regime::new(now.mono),
             counters,
+            reloader: Reloader::default(),
             pulse: Arc::default(),
         })
     }
@@ -277,6 +280,12 @@ impl<L: Link> Node<L> {
     /// at least twenty a second.
     pub fn pulse(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.pulse)
+    }
+
+    /// Takes other configurations while it runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Says what a published stream's messages wait for, to its producer, whatever thread that is on;
@@ -353,6 +362,7 @@ impl<L: Link> Node<L> {
         self.regime.worked = worked;
         if self.counters.is_due(now.mono) {
             self.show_counters(now);
+            self.take_news(now);
         }
         Ok(worked)
     }
@@ -595,6 +605,34 @@ impl<L: Link> Node<L> {
             self.publish.iter().for_each(|part| part.write_counters(to));
             self.record.iter_mut().for_each(|part| part.write_counters(to));
         });
+    }
+
+    /// Takes what is live of another configuration, if one waits.
+    #[cold]
+    fn take_news(&mut self, now: Now) {
+        let Some(config) = self.reloader.news() else { return };
+        self.guards.set_allow(&config);
+        for publish in &mut self.publish {
+            let mut tables = config.publish.iter();
+            if let Some(table) = tables.find(|t| crate::stream_id(t.stream, t.id) == publish.stream()) {
+                publish.change(table, now.mono);
+            }
+        }
+        for subscribe in &mut self.subscribe {
+            let mut tables = config.subscribe.iter();
+            if let Some(table) = tables.find(|t| crate::stream_id(t.stream, t.id) == subscribe.stream()) {
+                subscribe.change(table, self.link.max_payload());
+            }
+        }
+        for record in &mut self.record {
+            let mut tables = config.archive.iter();
+            if let Some(table) = tables.find(|t| crate::stream_id(t.stream, t.id) == record.stream()) {
+                record.change(table, now.mono);
+            }
+        }
+        // What waited for a limit looks at the new one.
+        self.due = now.mono;
+        self.reloader.taken();
     }
 
     /// Closes everything in order, whatever happened before.

@@ -176,6 +176,14 @@ impl Keep {
         }
     }
 
+    /// Whether old messages make room for new ones.
+    pub(super) fn set_drop_oldest(&mut self, drop_oldest: bool) {
+        match self {
+            Keep::Log(log) => log.set_drop_oldest(drop_oldest),
+            Keep::Window(window) => window.set_drop_oldest(drop_oldest),
+        }
+    }
+
     /// Writes to disk what is to stay.
     ///
     /// # Errors

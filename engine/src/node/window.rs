@@ -104,6 +104,11 @@ impl Window {
         })
     }
 
+    /// Whether old frames make room for new ones.
+    pub(super) fn set_drop_oldest(&mut self, drop_oldest: bool) {
+        self.drop_oldest = drop_oldest;
+    }
+
     /// Messages given up for new ones.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped

@@ -122,6 +122,14 @@ impl Process {
         self.signal(libc::SIGTERM)
     }
 
+    /// Asks the program to read its configuration again (SIGHUP).
+    ///
+    /// # Errors
+    /// As [`Process::terminate`].
+    pub fn reload(&mut self) -> Result<(), Error> {
+        self.signal(libc::SIGHUP)
+    }
+
     /// Halts the program (SIGSTOP), wherever it is, until [`Process::resume`].
     ///
     /// # Errors

@@ -110,11 +110,7 @@ impl Publish {
             range_end: config.range_end.map_or(Seq::LAST, |n| Seq(n).min(Seq::LAST)),
             linger: config.linger_ms * MILLIS,
             linger_max: config.linger_max_ms * MILLIS,
-            rate: RateLimit {
-                bytes_per_second: config.rate.bytes,
-                frames_per_second: config.rate.frames,
-                burst_bytes: config.rate.burst.0,
-            },
+            rate: rate_limit(config.rate),
             unacknowledged_max: config.unacknowledged_max,
             repair: repair(config.stream, &config.repair),
             local_b: with.local_b.filter(|_| config.lines.b.is_some()),
@@ -155,6 +151,22 @@ impl Publish {
             failed: false,
             feed: None,
         })
+    }
+
+    /// Takes what is live of another configuration of the same stream.
+    pub(in crate::node) fn change(&mut self, config: &config::Publish, now: Nanos) {
+        let repair = repair(config.stream, &config.repair);
+        self.server
+            .set_limits(rate_limit(config.rate), config.unacknowledged_max, repair, now);
+        self.store.set_drop_oldest(config.drops_oldest());
+        if let Some(Feed::Thread(source)) = &self.source {
+            source.set_rate(config.source.rate);
+        }
+        // The old rate says no more when the next message may go.
+        if matches!(self.waits_since, Some((Waiting::Rate, _))) {
+            self.retry_at = self.retry_at.min(now);
+        }
+        self.said = Default::default();
     }
 
     pub(in crate::node) fn table(&self) -> usize {
@@ -440,6 +452,14 @@ impl Publish {
         self.store
             .close()
             .with_context(|| format!("[[publish]] {}", self.group))
+    }
+}
+
+fn rate_limit(rate: config::Rate) -> RateLimit {
+    RateLimit {
+        bytes_per_second: rate.bytes,
+        frames_per_second: rate.frames,
+        burst_bytes: rate.burst.0,
     }
 }
 

@@ -45,6 +45,19 @@ pub(in crate::node) struct Record {
 /// Time between two looks at an archive's limits.
 const TIDY_EVERY: Nanos = SECONDS;
 
+fn limits(config: &config::Archive) -> Limits {
+    Limits {
+        bytes: config.keep_bytes.map(|bytes| bytes.0),
+        age: config.keep_age_s.map(Duration::from_secs),
+        sessions: config.keep_sessions,
+    }
+}
+
+/// When limits are looked at first.
+fn tidy_at(limits: &Limits, now: Nanos) -> Nanos {
+    if limits.is_all() { Nanos::MAX } else { now }
+}
+
 impl Record {
     /// Opens the archive.
     pub(in crate::node) fn open(config: &config::Archive, with: &Setting<'_>) -> Result<Record> {
@@ -57,11 +70,7 @@ impl Record {
             },
             ..Options::default()
         };
-        let limits = Limits {
-            bytes: config.keep_bytes.map(|bytes| bytes.0),
-            age: config.keep_age_s.map(Duration::from_secs),
-            sessions: config.keep_sessions,
-        };
+        let limits = limits(config);
         let mut store = Recorder::open(&config.dir, stream, options)
             .with_context(|| format!("[[archive]] {}", config.stream))?
             .keeping(limits);
@@ -83,11 +92,20 @@ impl Record {
             store,
             exit_at_end: config.exit_at_end,
             rival: Tally::default(),
-            tidy_at: if limits.is_all() { Nanos::MAX } else { with.now.mono },
+            tidy_at: tidy_at(&limits, with.now.mono),
             watermarks: (Seq(0), Seq(0)),
             damage: Tally::default(),
             dir: config.dir.clone(),
         })
+    }
+
+    /// Takes what is live of another configuration of the same stream.
+    pub(in crate::node) fn change(&mut self, config: &config::Archive, now: Nanos) {
+        let limits = limits(config);
+        self.tidy_at = tidy_at(&limits, now);
+        self.store.keep(limits);
+        let repair = repair(config.lines.first(config.stream), &config.repair);
+        self.archiver.set_repair(repair, now);
     }
 
     pub(in crate::node) fn stream(&self) -> Stream {

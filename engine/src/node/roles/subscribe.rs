@@ -11,6 +11,7 @@ use seqcast_proto::client::{Client, ClientConfig, Order, Start};
 use seqcast_proto::gaps::GapConfig;
 use seqcast_proto::io::{Application, Delivery, Event, Loss, Path};
 use seqcast_proto::seq::Stream;
+use seqcast_proto::subject::Pattern;
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now};
 
 use super::{Setting, describe_lines, report_lines, say_line, write_lines};
@@ -45,6 +46,10 @@ struct Outlet {
     target: Target,
     /// Without it every message is wanted.
     filter: Option<Filter>,
+    /// Of which subjects it is made.
+    subjects: Option<Vec<Pattern>>,
+    /// Messages that filters before it did not want.
+    filtered: u64,
     now: Now,
     bytes: u64,
     live: Histogram,
@@ -99,6 +104,11 @@ impl Application for Outlet {
 }
 
 impl Outlet {
+    /// Messages that were not wanted.
+    fn unwanted(&self) -> u64 {
+        self.filtered + self.filter.as_ref().map_or(0, Filter::unwanted)
+    }
+
     /// Gaps are counted; the rest is rare and of interest to an operator.
     fn say(&self, event: Event) {
         macro_rules! say {
@@ -248,6 +258,8 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
                 group: config.stream,
                 target,
                 filter: config.subjects.as_deref().map(|p| Filter::new(p, with.max_frame)),
+                subjects: config.subjects.clone(),
+                filtered: 0,
                 now: with.now,
                 bytes: 0,
                 live: Histogram::new().with_context(what)?,
@@ -257,6 +269,17 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             },
             exit_at_end: config.exit_at_end,
         })
+    }
+
+    /// Takes what is live of another configuration of the same stream: what comes from now on is chosen by
+    /// its subjects.
+    pub(in crate::node) fn change(&mut self, config: &config::Subscribe, max_frame: usize) {
+        if config.subjects == self.app.subjects {
+            return;
+        }
+        self.app.filtered = self.app.unwanted();
+        self.app.filter = config.subjects.as_deref().map(|p| Filter::new(p, max_frame));
+        self.app.subjects.clone_from(&config.subjects);
     }
 
     pub(in crate::node) fn stream(&self) -> Stream {
@@ -363,7 +386,7 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
 
     fn counts(&self) -> SubscriptionCounts {
         let stats = self.client.stats();
-        let filtered = self.app.filter.as_ref().map_or(0, Filter::unwanted);
+        let filtered = self.app.unwanted();
         SubscriptionCounts {
             session: self.client.position().map_or(0, |(s, _)| s.0.into()),
             messages: stats.delivered - filtered,

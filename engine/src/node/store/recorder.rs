@@ -66,8 +66,13 @@ impl Recorder {
     /// The same, keeping no more than this; see [`Recorder::tidy`].
     #[must_use]
     pub fn keeping(mut self, limits: Limits) -> Recorder {
-        self.limits = limits;
+        self.keep(limits);
         self
+    }
+
+    /// Keeps no more than this from now on.
+    pub fn keep(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Gives up what the limits exclude, as of the time `now`. To be called every second or so.

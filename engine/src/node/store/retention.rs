@@ -71,6 +71,12 @@ impl Retention {
         }
     }
 
+    /// Whether old messages make room for new ones.
+    pub fn set_drop_oldest(&mut self, drop_oldest: bool) {
+        self.drop_oldest = drop_oldest;
+        self.appended = LOOK_EVERY;
+    }
+
     /// The sessions of earlier runs, ascending. One that a crash cut off ended with its last
     /// stored number, since nothing is sent before it is stored.
     #[must_use]
