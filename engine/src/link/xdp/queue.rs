@@ -25,6 +25,8 @@ use seqcast_archive::prefetch;
 
 /// What is read of a packet when it arrives: the headers of Ethernet, IP, UDP and the stream.
 const HEADERS: usize = 128;
+/// Bytes of the next frame to send that are asked for while the present one is built.
+const AHEAD: usize = 512;
 /// Descriptors moved at a time.
 const BATCH: usize = 64;
 /// The smallest ring that the kernel's copy path and this module work with.
@@ -327,6 +329,12 @@ impl Queue {
         unsafe { self.transmit.produce_one(&packet) };
         self.sending += 1;
         self.unsent = true;
+        if let Some(mut next) = self.free_to_send.last().copied() {
+            // SAFETY: as above, of the frame that is going to be written next.
+            let mut data = unsafe { self.frames.umem.data_mut(&mut next) };
+            data.cursor().set_pos(AHEAD);
+            prefetch::to_write(data.contents());
+        }
         Some(length)
     }
 
@@ -350,7 +358,8 @@ impl Queue {
             }
             self.unsent = left != 0;
         }
-        if self.sending > self.free_to_send.len() {
+        // In lots, and soon: the frames that were sent last are in the cache, and are the next to be written.
+        if self.sending >= BATCH {
             self.reap()?;
         }
         Ok(())
