@@ -524,7 +524,7 @@ impl Server {
         let (stats, pending) = (&mut self.stats, &mut self.pending);
         let mut result = Ok(0);
         let mut size = 0;
-        let queued = out.send(self.config.group, |buf| {
+        let mut build = |buf: &mut [u8]| {
             let packed = source.pack(&mut buf[HEADER..max], most);
             let (count, len) = (packed.count, HEADER + packed.len);
             stats.bytes += packed.payload;
@@ -550,8 +550,9 @@ impl Server {
             }
             size = len;
             if pending.is_some() || refused.is_err() { 0 } else { len }
-        });
-        if !queued {
+        };
+        // By reference: what it captures was just stored, and is not there yet to be moved in wider pieces.
+        if !out.send(self.config.group, &mut build) {
             return Err(Blocked::NoBuffer);
         }
         let Ok(count) = result else {
