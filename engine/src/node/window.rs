@@ -3,18 +3,19 @@
 use std::collections::VecDeque;
 use std::io;
 
-use memmap2::{Advice, MmapMut};
-use seqcast_archive::prefetch;
 use seqcast_proto::io::{End, Lookup, Record, Refused, ServerStore, Store};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::time::Nanos;
 use seqcast_proto::wire::{Block, Reason};
 
+use memory::{LINE, Memory, Way};
+
+mod memory;
+
 /// Bytes of memory for each frame that can be kept, on average; smaller frames leave room unused.
 const BYTES_PER_FRAME: usize = 256;
 /// Ended sessions of which the end is remembered.
 const ENDED: usize = 64;
-const PAGE: usize = 4096;
 
 /// One frame's messages, in the ring.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +62,7 @@ struct Place {
 /// A ring of frames. All memory is taken, and touched, when it is made.
 #[derive(Debug)]
 pub(super) struct Window {
-    bytes: MmapMut,
+    bytes: Memory,
     /// Where the next frame begins, counted on round after round, and where that is in `bytes`.
     tail: Place,
     frames: VecDeque<Kept>,
@@ -81,15 +82,7 @@ impl Window {
     /// When there is not so much memory.
     pub(super) fn new(bytes: u64, drop_oldest: bool) -> io::Result<Window> {
         let size = usize::try_from(bytes).unwrap_or(usize::MAX / 2).max(1 << 16);
-        let mut bytes = MmapMut::map_anon(size)?;
-        // Without huge pages the processor looks up a new one for every few frames. It does without them
-        // where there are none.
-        let _ = bytes.advise(Advice::HugePage);
-        // So that no page is met for the first time while messages wait.
-        bytes
-            .iter_mut()
-            .step_by(PAGE)
-            .for_each(|b| *b = std::hint::black_box(1));
+        let bytes = Memory::new(size)?;
         let most = size / BYTES_PER_FRAME;
         let mut frames = VecDeque::from(vec![Kept::NOTHING; most]);
         frames.clear();
@@ -116,7 +109,7 @@ impl Window {
 
     /// Where `len` bytes in one piece would begin; `None` when too much is kept for them.
     fn place(&self, len: usize) -> Option<Place> {
-        let size = self.bytes.len();
+        let (size, len) = (self.bytes.len(), len.next_multiple_of(LINE));
         let Place { at, offset } = self.tail;
         // What does not fit before the end of the ring begins at its start.
         let place = if offset + len > size {
@@ -132,17 +125,9 @@ impl Window {
         fits.then_some(place)
     }
 
-    /// Asks for where the next frame is going to be, which is as long as this one, mostly: the ring is
-    /// larger than the caches, and writing to it would wait for each line.
-    fn prefetch(&self, len: usize) {
-        let from = self.tail.offset;
-        let to = (from + len).min(self.bytes.len());
-        prefetch::to_write(&self.bytes[from..to]);
-    }
-
     fn slice(&self, frame: &Kept) -> &[u8] {
         let from = (frame.at % self.bytes.len() as u64) as usize;
-        &self.bytes[from..from + frame.len as usize]
+        self.bytes.read(from..from + frame.len as usize)
     }
 
     fn known(&self, session: Session) -> Option<&Known> {
@@ -229,13 +214,17 @@ impl ServerStore for Window {
         let Place { at, offset } = self.place(from.len()).ok_or(Refused::Full)?;
         let next = block.range().map(SeqRange::end).ok_or(Refused::Failed)?;
         self.known_mut(session).ok_or(Refused::Failed)?.next = next;
-        let end = offset + from.len();
-        self.bytes[offset..end].copy_from_slice(from);
-        self.tail = Place {
-            at: at + from.len() as u64,
-            offset: end,
+        // Frames of one turn bear one time.
+        let way = match self.frames.back() {
+            Some(before) if before.time == record.time => Way::OneOfMany,
+            _ => Way::Alone,
         };
-        self.prefetch(from.len());
+        self.bytes.write(offset, from, way);
+        let size = from.len().next_multiple_of(LINE);
+        self.tail = Place {
+            at: at + size as u64,
+            offset: offset + size,
+        };
         self.frames.push_back(Kept {
             session,
             first: block.first(),
