@@ -54,7 +54,7 @@ impl Default for GapConfig {
             backoff: 0,
             backoff_percent: 25,
             initial_timeout: 20 * MILLIS,
-            min_timeout: 500 * MICROS,
+            min_timeout: 100 * MICROS,
             max_timeout: 500 * MILLIS,
             give_up: 30 * SECONDS,
             ask_window: 8192,
@@ -261,7 +261,8 @@ struct Gap {
     asked_at: Nanos,
     /// Even: the archive's turn; odd: the server's.
     tries: u32,
-    /// Questions sent. Only the answer to a single one is a sample of the round trip.
+    /// Questions sent. Only the answer to a single one is a sample of the round trip; that to one of
+    /// several tells how long it takes at least.
     questions: u32,
     /// Asked, and neither answered nor timed out.
     open: bool,
@@ -538,8 +539,13 @@ impl Gaps {
             let Some(part) = gap.range.intersect(range) else { break };
             found += part.len();
             if gap.open {
-                if gap.questions == 1 && gap.asked_at != 0 {
-                    self.rtt.sample(now.saturating_sub(gap.asked_at));
+                if gap.asked_at != 0 {
+                    let took = now.saturating_sub(gap.asked_at);
+                    if gap.questions == 1 {
+                        self.rtt.sample(took);
+                    } else {
+                        self.rtt.took_at_least(took);
+                    }
                     gap.asked_at = 0;
                 }
                 // The answer is on its way: what is left of it gets the full time again.

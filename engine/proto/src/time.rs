@@ -22,7 +22,7 @@ pub struct Now {
 
 /// Estimate of how long an answer takes, after Jacobson and Karels as in RFC 6298, section 2:
 /// `rto = srtt + 4 * rttvar`, kept within bounds. Only answers to first questions are samples
-/// (Karn's rule), which the caller sees to.
+/// (Karn's rule), which the caller sees to; those to repeated ones tell a least time.
 #[derive(Clone, Copy, Debug)]
 pub struct RoundTrip {
     smoothed: Nanos,
@@ -52,6 +52,15 @@ impl RoundTrip {
             let off = self.smoothed.abs_diff(rtt);
             self.variance = (3 * self.variance + off) / 4;
             self.smoothed = ((7 * self.smoothed + rtt) / 8).max(1);
+        }
+    }
+
+    /// Takes the time since a repeated question was asked last, when an answer comes: to which of
+    /// them is unknown, so that it took this long at least. Without it a round trip that has grown past the
+    /// time-out would not be noticed.
+    pub fn took_at_least(&mut self, rtt: Nanos) {
+        if rtt > self.smoothed {
+            self.sample(rtt);
         }
     }
 
@@ -87,5 +96,20 @@ mod tests {
         assert_eq!(rtt.timeout(), MILLIS, "never below the floor");
         rtt.sample(100 * SECONDS);
         assert_eq!(rtt.timeout(), SECONDS, "never above the ceiling");
+    }
+
+    #[test]
+    fn answers_to_repeated_questions_only_raise_it() {
+        let mut rtt = RoundTrip::new(20 * MILLIS, MICROS, SECONDS);
+        rtt.sample(10 * MICROS);
+        let before = rtt.timeout();
+        rtt.took_at_least(9 * MICROS);
+        assert_eq!(
+            rtt.timeout(),
+            before,
+            "that one was lost, or this one was quick: nobody knows"
+        );
+        rtt.took_at_least(300 * MICROS);
+        assert!(rtt.timeout() > 300 * MICROS, "it has grown");
     }
 }
