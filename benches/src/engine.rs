@@ -166,35 +166,72 @@ impl Application for Handler {
     }
 }
 
+/// Messages that the program makes ahead of the engine.
+const AHEAD: usize = 16;
+
 /// What the program has to send: the same message so many times.
+#[derive(Default)]
 struct Outgoing {
-    message: Box<[u8]>,
-    size: usize,
-    left: usize,
+    word: Cell<u64>,
+    size: Cell<usize>,
+    left: Cell<usize>,
 }
 
-/// The program as the engine's source: it runs on the engine's thread, so no lane lies between.
-struct Publisher(Rc<RefCell<Outgoing>>, Box<[u8]>, usize);
+/// The program as the engine's source: it runs on the engine's thread, so no lane lies between. As
+/// from a lane, a message is taken some time after it was written: what is written in pieces and
+/// read as a whole at once stalls the processor.
+struct Publisher {
+    outgoing: Rc<Outgoing>,
+    messages: [Box<[u8]>; AHEAD],
+    next: usize,
+    /// With which they begin.
+    word: u64,
+}
+
+impl Publisher {
+    fn new(outgoing: Rc<Outgoing>) -> Publisher {
+        Publisher {
+            outgoing,
+            messages: std::array::from_fn(|_| vec![0; 2048].into()),
+            next: 0,
+            word: 0,
+        }
+    }
+
+    #[cold]
+    fn begin_with(&mut self, word: u64) {
+        self.word = word;
+        (0..AHEAD).for_each(|at| self.make(at));
+    }
+
+    #[inline]
+    fn make(&mut self, at: usize) {
+        self.messages[at][..8].copy_from_slice(&self.word.to_ne_bytes());
+    }
+}
 
 impl Source for Publisher {
     #[inline]
     fn peek(&mut self) -> Option<Message<'_>> {
-        let outgoing = self.0.borrow();
-        if outgoing.left == 0 {
+        let (word, size) = (self.outgoing.word.get(), self.outgoing.size.get());
+        if self.outgoing.left.get() == 0 {
             return None;
         }
-        self.2 = outgoing.size;
-        // A message is made anew for each number, as a program would.
-        self.1[..8].copy_from_slice(&outgoing.message[..8]);
+        if self.word != word {
+            self.begin_with(word);
+        }
         Some(Message {
             subject: b"",
-            payload: &self.1[..self.2],
+            payload: &self.messages[self.next][..size],
         })
     }
 
     #[inline]
     fn advance(&mut self) {
-        self.0.borrow_mut().left -= 1;
+        // A message is made anew for each number, as a program would.
+        self.make(self.next);
+        self.next = (self.next + 1) % AHEAD;
+        self.outgoing.left.set(self.outgoing.left.get() - 1);
     }
 }
 
@@ -202,7 +239,7 @@ impl Source for Publisher {
 /// one stream, receives the other end's.
 pub(crate) struct EnginePort<L: Link> {
     node: Node<L>,
-    outgoing: Rc<RefCell<Outgoing>>,
+    outgoing: Rc<Outgoing>,
     seen: Rc<Seen>,
     greedy: Option<Greedy>,
 }
@@ -229,12 +266,8 @@ impl<L: Link> EnginePort<L> {
             side.interface
         );
         let config = Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))?;
-        let outgoing = Rc::new(RefCell::new(Outgoing {
-            message: vec![0; 2048].into(),
-            size: 0,
-            left: 0,
-        }));
-        let publisher = Publisher(Rc::clone(&outgoing), vec![0; 2048].into(), 0);
+        let outgoing = Rc::new(Outgoing::default());
+        let publisher = Publisher::new(Rc::clone(&outgoing));
         let seen = Rc::new(Seen::default());
         let programs = Programs {
             publishers: vec![(ours, Box::new(publisher))],
@@ -255,16 +288,12 @@ impl<L: Link> Port for EnginePort<L> {
 
     #[inline]
     fn send(&mut self, word: u64, size: usize, count: usize) -> Result<usize> {
-        {
-            let mut outgoing = self.outgoing.borrow_mut();
-            outgoing.message[..8].copy_from_slice(&word.to_ne_bytes());
-            outgoing.size = size;
-            outgoing.left = count;
-        }
+        self.outgoing.word.set(word);
+        self.outgoing.size.set(size);
+        self.outgoing.left.set(count);
         self.node.poll()?;
         // What found no room now is offered again by the caller.
-        let left = std::mem::take(&mut self.outgoing.borrow_mut().left);
-        Ok(count - left)
+        Ok(count - self.outgoing.left.take())
     }
 
     #[inline]
