@@ -300,6 +300,36 @@ fn programs_notice_that_their_engine_has_ended() {
     assert!(subscriber.next(short).unwrap().is_none());
 }
 
+#[test]
+fn a_program_of_another_version_is_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _running = Running::start(&both(group(), "", &format!("socket = {path:?}"), ""));
+    let socket = Socket::connect(&path).unwrap();
+    let request = Request::Attach {
+        version: VERSION + 1,
+        role: Role::Publish,
+        stream: None,
+        name: "newer".into(),
+    };
+    socket.send(&request.encode(), &[]).unwrap();
+    let mut buffer = [0; MAX_MESSAGE];
+    let said = loop {
+        match socket.receive(&mut buffer).unwrap() {
+            Some((length, _)) => break String::from_utf8_lossy(&buffer[..length]).into_owned(),
+            None => drop(socket.wait(LONG)),
+        }
+    };
+    let words = format!(
+        "version {VERSION} of the programs' protocol, the program {}",
+        VERSION + 1
+    );
+    assert!(
+        said.contains(&words) && said.contains("use the same release"),
+        "{said:?}"
+    );
+}
+
 /// Writes anything anywhere into the lane that it has been given, and says anything over the socket, while
 /// others go on undisturbed.
 #[test]

@@ -150,3 +150,98 @@ fn link(part: &PartSummary, all: &mut Vec<String>) {
         all.push(format!("{:.0} malformed frames a second", part.rate("malformed")));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use seqcast_engine::counters::Part;
+
+    use super::*;
+    use crate::watch::summary::Peer;
+
+    /// What is said of an engine with one part, which has these totals, and rates of the same amount.
+    fn said(part: &str, numbers: &[(&str, u64)]) -> Vec<String> {
+        let of = Part {
+            stream: Some("239.1.1.1:5000".to_owned()),
+            ..Part::of(part)
+        };
+        warnings(&engine(PartSummary {
+            of,
+            totals: numbers.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
+            rates: numbers
+                .iter()
+                .map(|(name, n)| ((*name).to_owned(), *n as f64))
+                .collect(),
+            ..PartSummary::default()
+        }))
+    }
+
+    fn engine(part: PartSummary) -> Engine {
+        Engine {
+            engine: "test".to_owned(),
+            mode: "udp".to_owned(),
+            pid: 1,
+            alive: true,
+            written: 0,
+            seconds: 1.0,
+            parts: vec![part],
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn each_trouble_has_its_words_and_health_has_none() {
+        for (part, name, words) in [
+            ("subscription", "lost", "7 messages LOST"),
+            ("subscription", "foreign", "SECOND SERVER"),
+            ("subscription", "refused", "its sink has no room"),
+            ("subscription", "overruns", "for want of room"),
+            ("archive", "full", "DISK IS FULL"),
+            ("archive", "failed", "log FAILS"),
+            ("archive", "missing", "misses 7 messages"),
+            ("archive", "lost", "nobody had them"),
+            ("publication", "held_back", "the source WAITS"),
+            ("publication", "dropped_unacknowledged", "7 messages GIVEN UP"),
+            ("publication", "foreign", "another server"),
+            ("link", "receive_dropped", "drops 7 frames a second"),
+            ("link", "filter_no_socket", "does not serve"),
+            ("link", "send_failed", "refuses 7 frames"),
+            ("link", "malformed", "7 malformed"),
+        ] {
+            let all = said(part, &[(name, 7)]);
+            assert!(all.len() == 1 && all[0].contains(words), "{part} {name}: {all:?}");
+            assert_eq!(said(part, &[(name, 0), ("messages", 9)]), Vec::<String>::new());
+        }
+        assert_eq!(
+            said("archive", &[("missing", 7), ("repaired", 1)]),
+            Vec::<String>::new(),
+            "it gets some"
+        );
+        let all = said("cycle", &[("longest_turn_lately_ns", 25_000_000)]);
+        assert!(all[0].contains("a turn took 25 ms"), "{all:?}");
+    }
+
+    #[test]
+    fn who_is_gone_stuck_or_asks_too_much_is_named() {
+        let mut gone = engine(PartSummary::default());
+        gone.alive = false;
+        assert!(warnings(&gone)[0].contains("its process is gone"));
+        let mut stuck = engine(PartSummary::default());
+        stuck.written = 1;
+        assert!(warnings(&stuck)[0].contains("has written nothing for"));
+        let peer = |rate| Peer {
+            address: "10.0.0.7:4000".to_owned(),
+            naks: 5,
+            rate,
+        };
+        let asked = engine(PartSummary {
+            of: Part::of("publication"),
+            peers: vec![peer(50.0), peer(1.0)],
+            ..PartSummary::default()
+        });
+        let all = warnings(&asked);
+        assert!(
+            all.len() == 1 && all[0].contains("10.0.0.7:4000 asks for repairs 50 times"),
+            "{all:?}"
+        );
+    }
+}
