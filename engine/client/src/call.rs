@@ -150,7 +150,10 @@ impl Call {
                     self.not_before = Some(now + RETRY);
                     return Err(Error::Refused {
                         why: Refusal::Permission,
-                        text: format!("{}: {error}", self.engine.name()),
+                        text: format!(
+                            "{}: {error}: `mode`, `user` and `group` of its [programs], and its directory, say who may connect",
+                            self.engine.name()
+                        ),
                     });
                 }
                 Err(error) => return Ok(self.again(now, &error)),

@@ -1,6 +1,9 @@
 //! Programs beside an engine of this process, over loopback.
 
+mod access;
+
 use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -242,6 +245,43 @@ fn a_program_begins_where_it_wants() {
 }
 
 #[test]
+fn a_program_is_told_exactly_what_nobody_has_any_more() {
+    let group = group();
+    let running = Running::start(&both(group, "", "", "retain = \"8 MiB\""));
+    let (mut publisher, mut live) = attach(&running.engine);
+    let last = 12_000_u32;
+    for n in 1..=last {
+        publisher
+            .publish("", &[&n.to_le_bytes()[..], &[7; 1200]].concat(), LONG)
+            .unwrap();
+    }
+    let mut events = Vec::new();
+    while message(&mut live, &mut events).0.sequence < last {}
+    let options = SubscriberOptions {
+        from: From::Session,
+        ..SubscriberOptions::default()
+    };
+    let mut late = Subscriber::attach(&running.engine, &options).unwrap();
+    let (mut next, mut lost) = (1, 0);
+    while next <= last {
+        match late.next(LONG).unwrap().expect("something within the time") {
+            Received::Event(event) if event.kind == EventKind::Lost => {
+                assert_eq!(event.first, next);
+                lost += event.last - event.first + 1;
+                next = event.last + 1;
+            }
+            Received::Event(_) => {}
+            Received::Message(message) => {
+                assert_eq!(message.sequence, next);
+                assert_eq!(message.payload[..4], next.to_le_bytes());
+                next += 1;
+            }
+        }
+    }
+    assert!((1000..last).contains(&lost), "{lost}");
+}
+
+#[test]
 fn who_is_refused_learns_why() {
     let group = group();
     let running = Running::start(&both(group, "", "max = 2", ""));
@@ -330,6 +370,17 @@ fn a_program_of_another_version_is_refused_in_words() {
     );
 }
 
+/// The descriptors of the next message.
+fn received(socket: &Socket) -> Vec<OwnedFd> {
+    let mut buffer = [0; MAX_MESSAGE];
+    loop {
+        match socket.receive(&mut buffer).unwrap() {
+            Some((_, fds)) => return fds,
+            None => drop(socket.wait(LONG)),
+        }
+    }
+}
+
 /// Writes anything anywhere into the lane that it has been given, and says anything over the socket, while
 /// others go on undisturbed.
 #[test]
@@ -351,15 +402,17 @@ fn a_hostile_program_harms_itself_only() {
             name: "hostile".into(),
         };
         socket.send(&request.encode(), &[]).unwrap();
-        let mut buffer = [0; MAX_MESSAGE];
-        let fds = loop {
-            match socket.receive(&mut buffer).unwrap() {
-                Some((_, fds)) => break fds,
-                None => drop(socket.wait(LONG)),
-            }
-        };
-        let memory = std::fs::File::from(fds.into_iter().next().unwrap());
+        let memory = std::fs::File::from(received(&socket).remove(0));
         assert!(memory.set_len(0).is_err(), "its memory cannot be taken away");
+        // Every other subscriber is given what it has missed, in memory that it can write too.
+        let catch_up = (round % 8 == 3).then(|| {
+            let request = Request::CatchUp {
+                session: 1,
+                sequence: 0,
+            };
+            socket.send(&request.encode(), &[]).unwrap();
+            std::fs::File::from(received(&socket).remove(0))
+        });
         for _ in 0..200 {
             // Mostly where positions and the first entries lie.
             let at = if rng.below(4) == 0 {
@@ -374,6 +427,9 @@ fn a_hostile_program_harms_itself_only() {
             };
             let written = memory.write_at(&word.to_le_bytes(), at);
             assert_eq!(written.is_err(), round % 4 == 3, "a ring cannot be written, a lane can");
+            if let Some(lane) = &catch_up {
+                lane.write_at(&word.to_le_bytes(), at).unwrap();
+            }
             let noise = rng.next_u64().to_le_bytes();
             // It may have been cut off by now.
             let _ = match rng.below(8) {
