@@ -1,5 +1,6 @@
 //! The header is up to date, and C programs publish and receive through a real engine.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -44,8 +45,9 @@ fn compile(source: &str, dir: &Path, shared: bool) -> PathBuf {
         .arg("-o")
         .arg(&program);
     if shared {
-        cc.arg(libraries.join("libseqcast.so"))
-            .arg(format!("-Wl,-rpath,{}", libraries.display()));
+        let library = libraries.join("libseqcast.so");
+        symlink(&library, dir.join(env!("SEQCAST_SONAME"))).unwrap();
+        cc.arg(library).arg(format!("-Wl,-rpath,{}", dir.display()));
     } else {
         cc.arg(libraries.join("libseqcast.a"))
             .args(["-lpthread", "-ldl", "-lm"]);
