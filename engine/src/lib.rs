@@ -9,6 +9,7 @@
 //! - [`link`]: how frames move: AF_XDP or kernel sockets.
 //! - [`feed`]: where messages come from and go to: files, standard streams, FIFOs.
 //! - [`node`]: the duty cycle that joins protocol, link, logs and feeds on one core.
+//! - [`open`]: links as a configuration says.
 //! - [`programs`]: programs beside the engine, through shared memory.
 //! - [`process`]: which processes are there.
 //! - [`reload`]: another configuration for an engine that runs.
@@ -28,6 +29,7 @@ pub mod keys;
 pub mod link;
 pub mod log;
 pub mod node;
+pub mod open;
 pub mod process;
 pub mod programs;
 pub mod reload;

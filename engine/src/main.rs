@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use caps::Capability;
 use clap::Parser;
 use seqcast_engine::capture::{Socket, Tapped};
@@ -15,15 +15,14 @@ use seqcast_engine::config::{self, Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
 use seqcast_engine::log::{self, Log};
 use seqcast_engine::node::{Node, Programs, StopRequests};
+use seqcast_engine::open::{self, Links};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 mod control;
-mod open;
 mod privileges;
 mod service;
 
 use control::{Control, Origin};
-use open::Links;
 use service::Service;
 
 /// What this program is called.
@@ -138,7 +137,7 @@ fn run(with: &Setting) -> Result<()> {
             }
         },
         #[cfg(not(feature = "xdp"))]
-        LinkKind::Xdp => bail!(
+        LinkKind::Xdp => anyhow::bail!(
             "[engine] link = \"xdp\": this binary was built without AF_XDP; build it with the default features, or use link = \"udp\""
         ),
         #[cfg(not(feature = "xdp"))]
@@ -194,7 +193,7 @@ fn run_on<L: Link>(with: &Setting, link: L, may_hold: u32, kept: &[Capability], 
     let service = Service::start(node.pulse(), stop);
     // Helper threads have been started and keep the affinity of the process; only this one is pinned.
     if let Some(core) = config.engine.core {
-        pin(core)?;
+        open::pin(core)?;
     }
     tracing::info!(
         target: log::ENGINE, engine = name, mode, version = env!("CARGO_PKG_VERSION"),
@@ -213,19 +212,4 @@ fn run_on<L: Link>(with: &Setting, link: L, may_hold: u32, kept: &[Capability], 
         None => Ok(()),
     };
     result.and(written)
-}
-
-fn pin(core: usize) -> Result<()> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let Some(id) = cores.iter().find(|c| c.id == core) else {
-        let known: Vec<String> = cores.iter().map(|c| c.id.to_string()).collect();
-        bail!(
-            "[engine] core = {core} is not there; this process may use cores {}",
-            known.join(", ")
-        );
-    };
-    if !core_affinity::set_for_current(*id) {
-        bail!("[engine] core = {core}: the kernel refuses to pin the engine to it");
-    }
-    Ok(())
 }

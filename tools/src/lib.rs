@@ -2,6 +2,7 @@
 //! what archives hold and at the host that an engine runs on.
 
 pub mod archive;
+pub mod bench;
 pub mod capture;
 pub mod host;
 pub mod itch;

@@ -45,6 +45,11 @@ enum Command {
         seqcast archive ls /var/lib/seqcast/ticks\n  \
         seqcast archive cat /var/lib/seqcast/ticks --session last --format json | head")]
     Archive(cli::archive::Args),
+    /// Measure engines on a link of your own: round trips, one way, throughput, repairs.
+    ///
+    /// One host answers ("serve"), another measures ("run"), each with a production engine of its own. Both ends
+    /// take the interface for themselves as an engine does.
+    Bench(cli::bench::Args),
     /// Watch what a running engine sends and receives, as a capture (pcapng) for Wireshark.
     ///
     /// AF_XDP goes past where tcpdump looks. The engine copies frames aside for whoever attaches at the
@@ -172,6 +177,7 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Command::Archive(args) => cli::archive::run(&args),
+        Command::Bench(args) => cli::bench::run(&args),
         Command::Capture(args) => cli::capture::run(&args),
         Command::Check(args) => cli::host::check(&args),
         Command::Generate(args) => cli::generate::run(&args),

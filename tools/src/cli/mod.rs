@@ -9,6 +9,7 @@ use anyhow::Result;
 use seqcast_engine::log;
 
 pub(crate) mod archive;
+pub(crate) mod bench;
 pub(crate) mod capture;
 pub(crate) mod generate;
 pub(crate) mod host;
@@ -84,6 +85,12 @@ impl Meter {
         self.shown = Some(Instant::now());
         let line = line(self.start.elapsed().as_secs_f64().max(1e-3));
         let _ = write!(io::stderr(), "\r\x1b[K{line}");
+    }
+
+    /// Shows a line whatever was shown lately.
+    fn show_now(&mut self, line: impl Display) {
+        self.shown = None;
+        self.show(|_| line);
     }
 
     fn clear(&mut self) {
