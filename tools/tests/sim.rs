@@ -1,5 +1,6 @@
 //! The simulator finds planted bugs, and nothing in the product.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -91,6 +92,7 @@ fn oracles(bug: Bug) -> &'static [Oracle] {
 #[test]
 fn each_planted_bug_is_found() {
     let _alone = alone();
+    let mut broken = BTreeSet::new();
     for bug in ALL {
         let planted = Planted::new(bug);
         let found = (0..300).find_map(|seed| Some((seed, run(&Plan::of(seed), None).failure?)));
@@ -101,8 +103,12 @@ fn each_planted_bug_is_found() {
             oracles(bug).contains(&failure.oracle),
             "{bug:?}, seed {seed}: {failure}"
         );
+        broken.insert(failure.oracle);
         drop(planted);
     }
+    // The last rule counts them all.
+    let rules = Oracle::Liveness as usize + 1;
+    assert_eq!(broken.len(), rules, "each rule is broken by a bug: {broken:?}");
 }
 
 #[test]

@@ -410,7 +410,8 @@ impl Gaps {
         self.suspected_up_to = Seq(u32::MAX);
     }
 
-    /// Notes that `range` is missing. What of it is noted already stays as it is.
+    /// Notes that `range` is missing. What of it is noted already, as asked for in case it exists, is asked
+    /// for as before, and its time to be given up begins now.
     pub fn miss(&mut self, range: SeqRange, now: Nanos) {
         let spread = self.config.backoff + self.rtt.smoothed() * Nanos::from(self.config.backoff_percent) / 100;
         let pause = self.config.reorder + self.config.skew + self.rng.below(spread);
@@ -456,13 +457,16 @@ impl Gaps {
                     at += 1;
                 }
             }
-            match self.list.get(at) {
-                Some(g) if g.range.first <= range.last => {
-                    from = g.range.end();
-                    at += 1;
-                }
-                _ => return,
-            }
+            let Some(noted) = self.list.get(at).map(|g| g.range).filter(|r| r.first <= range.last) else {
+                return;
+            };
+            from = noted.end();
+            // What comes before was missing before.
+            let first = noted.first.max(range.first);
+            let part = SeqRange { first, ..noted };
+            at = self.isolate(at, part).unwrap_or(at);
+            self.list[at].born = now;
+            at += 1;
         }
     }
 

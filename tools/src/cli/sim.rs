@@ -137,6 +137,7 @@ impl Total {
         self.slowest = self.slowest.max(counts.healing);
         let sum = &mut self.counts;
         sum.simulated += counts.simulated;
+        sum.healing += counts.healing;
         sum.published += counts.published;
         sum.delivered += counts.delivered;
         sum.lost += counts.lost;
@@ -148,10 +149,11 @@ impl Total {
 
     fn print(&self, wall: Duration) -> io::Result<()> {
         let counts = &self.counts;
-        let (wall, simulated) = (wall.as_secs_f64(), counts.simulated as f64 / SECONDS as f64);
+        let wall = wall.as_secs_f64();
+        let [simulated, healing] = [counts.simulated, counts.healing].map(|time| time as f64 / SECONDS as f64);
         writeln!(
             io::stdout(),
-            "{} runs in {wall:.1} s: {simulated:.0} s simulated, {} messages published, {} delivered, {} reported as lost, \
+            "{} runs in {wall:.1} s: {simulated:.0} s simulated, {healing:.0} of them to come to rest when all was healed, {} messages published, {} delivered, {} reported as lost, \
              {} frames, {} messages repaired, {} faults ({:.0} a second of wall time), {} restarts; \
              slowest to heal {:.1} s",
             self.runs,

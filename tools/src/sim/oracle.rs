@@ -60,10 +60,18 @@ fn broken(oracle: Oracle, text: String) -> Verdict {
     Err((oracle, text))
 }
 
+/// The messages of a session, from the first on, one after the other.
+#[derive(Debug, Default)]
+struct Published {
+    bytes: Vec<u8>,
+    /// Where each one ends.
+    ends: Vec<usize>,
+}
+
 /// Every message that ever was, by identity.
 #[derive(Debug, Default)]
 pub(super) struct Truth {
-    sessions: BTreeMap<u32, Vec<Vec<u8>>>,
+    sessions: BTreeMap<u32, Published>,
     /// Numbers from here on were lost with the power of the server, which has since published
     /// their messages again under new numbers: some parts may have them, others never will.
     withdrawn: BTreeMap<u32, u32>,
@@ -75,11 +83,13 @@ pub(super) struct Truth {
 impl Truth {
     pub(super) fn payload(&self, session: Session, seq: Seq) -> Option<&[u8]> {
         let at = seq.0.checked_sub(1)? as usize;
-        Some(self.sessions.get(&session.0)?.get(at)?)
+        let Published { bytes, ends } = self.sessions.get(&session.0)?;
+        let end = *ends.get(at)?;
+        Some(&bytes[at.checked_sub(1).map_or(0, |before| ends[before])..end])
     }
 
     pub(super) fn last(&self, session: Session) -> Seq {
-        Seq(self.sessions.get(&session.0).map_or(0, |s| s.len() as u32))
+        Seq(self.sessions.get(&session.0).map_or(0, |s| s.ends.len() as u32))
     }
 
     pub(super) fn sessions(&self) -> impl DoubleEndedIterator<Item = Session> + '_ {
@@ -87,12 +97,12 @@ impl Truth {
     }
 
     pub(super) fn messages(&self) -> u64 {
-        self.sessions.values().map(|s| s.len() as u64).sum()
+        self.sessions.values().map(|s| s.ends.len() as u64).sum()
     }
 
     /// How many messages there are behind one.
     pub(super) fn behind(&self, session: Session, seq: Seq) -> u64 {
-        let later = self.sessions.range(session.0 + 1..).map(|(_, s)| s.len() as u64);
+        let later = self.sessions.range(session.0 + 1..).map(|(_, s)| s.ends.len() as u64);
         later.sum::<u64>() + u64::from(self.last(session).0.saturating_sub(seq.0))
     }
 
@@ -128,11 +138,15 @@ impl Truth {
         let list = self.sessions.entry(session.0).or_default();
         for (seq, message) in Block::trusted(first, count, bytes).messages() {
             let place = seq.0.wrapping_sub(1) as usize;
-            if place != list.len() {
-                let text = format!("the server numbers a message {session}:{seq} behind {}", list.len());
+            if place != list.ends.len() {
+                let text = format!(
+                    "the server numbers a message {session}:{seq} behind {}",
+                    list.ends.len()
+                );
                 return broken(Oracle::Identity, text);
             }
-            list.push(message.payload.to_vec());
+            list.bytes.extend_from_slice(message.payload);
+            list.ends.push(list.bytes.len());
         }
         Ok(())
     }

@@ -19,6 +19,20 @@ pub enum Host {
     Client(u16),
 }
 
+impl Host {
+    /// How many parts a run can have.
+    pub(super) const MOST: usize = 7;
+
+    /// A number below [`Host::MOST`] of its own.
+    pub(super) fn index(self) -> usize {
+        match self {
+            Host::Server => 0,
+            Host::Archive(n) => 1 + usize::from(n),
+            Host::Client(n) => 3 + usize::from(n),
+        }
+    }
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -320,7 +334,25 @@ impl Plan {
         if draw.one_in(4) {
             plan.draw_lines(&mut draw);
         }
+        if draw.one_in(8) {
+            plan.draw_quiet(&mut draw);
+        }
         plan
+    }
+
+    /// The same faults, with long pauses between them and between messages: the longer timers come due.
+    fn draw_quiet(&mut self, draw: &mut Draw) {
+        let before = self.active;
+        self.active = draw.scaled(10 * SECONDS, 100 * SECONDS);
+        let later = |at: Nanos| (u128::from(at) * u128::from(self.active) / u128::from(before)) as Nanos;
+        for timed in &mut self.faults {
+            let lasts = timed.until - timed.at;
+            timed.at = later(timed.at);
+            timed.until = (timed.at + lasts).min(self.active);
+        }
+        for client in &mut self.clients {
+            client.joins = later(client.joins);
+        }
     }
 
     fn draw_lines(&mut self, draw: &mut Draw) {

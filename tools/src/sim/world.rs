@@ -24,7 +24,7 @@ use super::plan::{Host, Plan};
 use super::trace::Trace;
 use frames::Frames;
 use network::Flying;
-use parts::{App, ArchiveHost, ClientHost, File, ServerHost};
+use parts::{App, ArchiveHost, ClientHost, File, Sent, ServerHost};
 
 const STREAM: Stream = Stream(7);
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 1, 1, 1), 5000);
@@ -36,6 +36,8 @@ const WALL: Nanos = 1_700_000_000 * SECONDS;
 const TURN: Nanos = 5 * MICROS;
 /// Frames that a server sends in a turn, and repairs.
 const BUDGET: usize = 8;
+/// The longest burst of losses: where little is sent, one of so many frames would outlast a client's patience.
+const BURST: Nanos = SECONDS;
 /// How long after healing everything may take.
 const HEALED: Nanos = 20 * SECONDS;
 /// Events without progress of time after which a run counts as stuck.
@@ -110,16 +112,20 @@ pub(super) struct World<'a> {
     flying: BinaryHeap<Reverse<Flying>>,
     script: BTreeMap<(Nanos, u64), Step>,
     /// How many active faults there are of each kind and place.
-    down: BTreeMap<Host, u32>,
-    full: BTreeMap<Host, u32>,
-    stuck: BTreeMap<Host, u32>,
-    cut: BTreeMap<(Host, Host), u32>,
+    down: [u32; Host::MOST],
+    full: [u32; Host::MOST],
+    stuck: [u32; Host::MOST],
+    cut: [[u32; Host::MOST]; Host::MOST],
     /// Of each line.
     lines_down: [u32; 2],
     /// Of the parts that are up, when there is a key.
-    seals: BTreeMap<Host, Seal>,
-    /// Frames still to be lost in the burst on the way to a host.
-    bursts: BTreeMap<Host, u64>,
+    seals: [Option<Seal>; Host::MOST],
+    /// Frames still to be lost in the burst on the way to a host, and when it ends all the same.
+    bursts: [(u64, Nanos); Host::MOST],
+    /// Whether anybody has lost power.
+    power_lost: bool,
+    /// Room for what is sent in one turn.
+    outbox: Vec<Sent>,
     /// What a loss of power has taken out of the server's log: it cannot let go of that.
     torn: BTreeSet<(Session, Seq)>,
     /// The last number of each session that the server has let go of.
@@ -167,6 +173,7 @@ impl<'a> World<'a> {
             app: App {
                 stuck: false,
                 got: Vec::new(),
+                payloads: Vec::new(),
             },
             view: View::new(Host::Client(n as u16), plan.order),
             frames: Frames::new(plan.hold),
@@ -184,13 +191,15 @@ impl<'a> World<'a> {
             truth: Truth::default(),
             flying: BinaryHeap::new(),
             script: BTreeMap::new(),
-            down: BTreeMap::new(),
-            full: BTreeMap::new(),
-            stuck: BTreeMap::new(),
-            cut: BTreeMap::new(),
+            down: [0; Host::MOST],
+            full: [0; Host::MOST],
+            stuck: [0; Host::MOST],
+            cut: [[0; Host::MOST]; Host::MOST],
             lines_down: [0; 2],
-            seals: BTreeMap::new(),
-            bursts: BTreeMap::new(),
+            seals: Default::default(),
+            bursts: [(0, 0); Host::MOST],
+            power_lost: false,
+            outbox: Vec::new(),
             torn: BTreeSet::new(),
             released: BTreeMap::new(),
             hosts: plan.hosts(),

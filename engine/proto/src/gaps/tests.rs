@@ -324,6 +324,21 @@ fn what_found_no_room_does_not_grow_too_old() {
 }
 
 #[test]
+fn what_was_asked_for_in_case_it_exists_has_its_time_from_when_it_does() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let parties = both();
+    gaps.miss(range(1, 100), 0);
+    ask(&mut gaps, 1, &parties);
+    let give_up = GapConfig::default().give_up;
+    let sent = give_up - SECONDS;
+    gaps.miss(range(5, 10), sent);
+    let too_late = |from, count| Some((range(from, count), Loss::Unanswered));
+    assert_eq!(gaps.take_given_up(1 + give_up, &parties), too_late(1, 4));
+    assert_eq!(gaps.take_given_up(sent + give_up - 1, &parties), None);
+    assert_eq!(gaps.take_given_up(sent + give_up, &parties), too_late(5, 96));
+}
+
+#[test]
 fn a_new_run_of_the_server_may_not_have_named_all_archives_yet() {
     let mut gaps = Gaps::new(GapConfig::default(), 1);
     let mut parties = both();

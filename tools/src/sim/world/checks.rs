@@ -6,7 +6,7 @@ use seqcast_proto::io::{Event, Lookup, Store};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::wire::{Body, Frame, Message, Reason, flags};
 
-use super::parts::{ArchiveHost, Got, Sent, ServerHost, unsealed};
+use super::parts::{App, ArchiveHost, Carries, Got, Sent, ServerHost, unsealed};
 use super::{Counts, World};
 use crate::sim::disk::{Deed, Stop};
 use crate::sim::oracle::{Oracle, Promise, Verdict, must_be_gone};
@@ -67,13 +67,14 @@ impl World<'_> {
         let holder = |session, seq| World::holder(server, archives, session, seq);
         let mut verdict = Ok(());
         let mut notes = Vec::new();
-        for got in client.app.got.drain(..) {
+        let App { got, payloads, .. } = &mut client.app;
+        for got in got.drain(..) {
             let view = &mut client.view;
             verdict = match got {
-                Got::Message(session, seq, payload) => {
+                Got::Message(session, seq, place) => {
                     let message = Message {
                         subject: b"",
-                        payload: &payload,
+                        payload: &payloads[place],
                     };
                     view.on_message(truth, session, seq, &message)
                 }
@@ -94,6 +95,7 @@ impl World<'_> {
                 break;
             }
         }
+        client.app.payloads.clear();
         for note in notes {
             self.note(Host::Client(n as u16), || note);
         }
@@ -105,7 +107,8 @@ impl World<'_> {
     }
 
     pub(super) fn take_server_deeds(&mut self) {
-        for deed in std::mem::take(&mut self.server.disk.deeds) {
+        let mut deeds = std::mem::take(&mut self.server.disk.deeds);
+        for deed in deeds.drain(..) {
             match deed {
                 Deed::Kept(session, first, count, bytes) => {
                     let verdict = self.truth.publish(session, first, count, &bytes);
@@ -116,6 +119,7 @@ impl World<'_> {
                 Deed::Lost(..) => {}
             }
         }
+        self.server.disk.deeds = deeds;
     }
 
     pub(super) fn check_release(&mut self, session: Session, last: Seq) {
@@ -139,6 +143,9 @@ impl World<'_> {
                 format!("the server lets go of {session}:{seq}, which {by} of {required} archives have acknowledged");
             self.judge(Err((Oracle::Release, text)));
         }
+        if !self.power_lost {
+            return;
+        }
         // Acknowledged as stored, lost with the power of whoever had acknowledged it, and let go of now.
         for seq in let_go {
             if World::holder(&self.server, &self.archives, session, seq).is_none() {
@@ -161,7 +168,7 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn check_frame(&mut self, sent: &Sent) -> Verdict {
+    pub(super) fn check_frame(&mut self, sent: &mut Sent) -> Verdict {
         let parsed = Frame::parse(unsealed(&sent.bytes));
         let Ok(frame) = parsed else {
             let text = format!("{} sends a frame that the parser refuses: {parsed:?}", sent.from);
@@ -173,9 +180,16 @@ impl World<'_> {
                 for (seq, message) in block.messages() {
                     self.truth.check(session, seq, &message, sent.from)?;
                 }
-                if matches!(frame.body, Body::Repair(_)) {
-                    self.counts.repaired += u64::from(block.count());
+                let carries = Carries {
+                    session,
+                    first: block.first(),
+                    count: block.count(),
+                    repair: matches!(frame.body, Body::Repair(_)),
+                };
+                if carries.repair {
+                    self.counts.repaired += u64::from(carries.count);
                 }
+                sent.carries = Some(carries);
             }
             Body::Ack(ranges) => {
                 if let Host::Archive(n) = sent.from {

@@ -14,13 +14,13 @@ impl World<'_> {
         match fault {
             Fault::Kill(host) => self.stop(host, Stop::Kill),
             Fault::PowerLoss(host) => self.stop(host, Stop::PowerLoss),
-            Fault::Cut(from, to) => *self.cut.entry((from, to)).or_default() += 1,
+            Fault::Cut(from, to) => self.cut[from.index()][to.index()] += 1,
             Fault::DiskFull(host) => {
-                *self.full.entry(host).or_default() += 1;
+                self.full[host.index()] += 1;
                 self.set_full(host);
             }
             Fault::Stuck(host) => {
-                *self.stuck.entry(host).or_default() += 1;
+                self.stuck[host.index()] += 1;
                 self.set_stuck(host);
             }
             Fault::LineDown(line) => self.lines_down[line as usize] += 1,
@@ -32,16 +32,16 @@ impl World<'_> {
         let less = |count: &mut u32| *count = count.saturating_sub(1);
         match fault {
             Fault::Kill(host) | Fault::PowerLoss(host) => {
-                less(self.down.entry(host).or_default());
+                less(&mut self.down[host.index()]);
                 self.start(host);
             }
-            Fault::Cut(from, to) => less(self.cut.entry((from, to)).or_default()),
+            Fault::Cut(from, to) => less(&mut self.cut[from.index()][to.index()]),
             Fault::DiskFull(host) => {
-                less(self.full.entry(host).or_default());
+                less(&mut self.full[host.index()]);
                 self.set_full(host);
             }
             Fault::Stuck(host) => {
-                less(self.stuck.entry(host).or_default());
+                less(&mut self.stuck[host.index()]);
                 self.set_stuck(host);
             }
             Fault::LineDown(line) => less(&mut self.lines_down[line as usize]),
@@ -49,7 +49,7 @@ impl World<'_> {
     }
 
     pub(super) fn set_full(&mut self, host: Host) {
-        let full = self.full.get(&host).is_some_and(|n| *n > 0);
+        let full = self.full[host.index()] > 0;
         match host {
             Host::Server => self.server.disk.set_full(full),
             Host::Archive(n) => self.archives[usize::from(n)].disk.set_full(full),
@@ -58,7 +58,7 @@ impl World<'_> {
     }
 
     pub(super) fn set_stuck(&mut self, host: Host) {
-        let stuck = self.stuck.get(&host).is_some_and(|n| *n > 0);
+        let stuck = self.stuck[host.index()] > 0;
         if let Host::Client(n) = host {
             self.clients[usize::from(n)].app.stuck = stuck;
         }
@@ -68,12 +68,12 @@ impl World<'_> {
     pub(super) fn heal(&mut self) {
         self.note("HEAL", || "the network is perfect and everyone is up".into());
         self.healed = Some(self.now);
-        self.down.clear();
-        self.cut.clear();
+        self.down = [0; Host::MOST];
+        self.cut = [[0; Host::MOST]; Host::MOST];
         self.lines_down = [0; 2];
-        self.full.clear();
-        self.stuck.clear();
-        self.bursts.clear();
+        self.full = [0; Host::MOST];
+        self.stuck = [0; Host::MOST];
+        self.bursts = [(0, 0); Host::MOST];
         self.server.file.until = self.plan.messages;
         for host in self.hosts.clone() {
             self.set_full(host);

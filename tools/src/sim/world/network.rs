@@ -6,10 +6,10 @@ use std::rc::Rc;
 
 use seqcast_proto::lines::Line;
 use seqcast_proto::time::{Nanos, SECONDS};
-use seqcast_proto::wire::{Body, Frame, peek};
+use seqcast_proto::wire::peek;
 
-use super::parts::{Sent, out, unsealed};
-use super::{GROUP_B, STREAM, World, addr_on, group};
+use super::parts::{Carries, Sent, out, unsealed};
+use super::{BURST, GROUP_B, STREAM, World, addr_on, group};
 use crate::sim::plan::{Host, Listen};
 use crate::sim::trace::frame_text;
 
@@ -22,21 +22,21 @@ pub(super) struct Flying {
     /// Where it was sent.
     pub(super) at_addr: SocketAddrV4,
     pub(super) bytes: Rc<[u8]>,
+    pub(super) carries: Option<Carries>,
 }
 
 impl World<'_> {
     /// Checks what was sent and gives it to the network.
-    pub(super) fn dispatch(&mut self, sent: Vec<Sent>) {
-        for frame in sent {
-            let verdict = self.check_frame(&frame);
+    pub(super) fn dispatch(&mut self, mut sent: Vec<Sent>) {
+        for mut frame in sent.drain(..) {
+            let verdict = self.check_frame(&mut frame);
             self.judge(verdict);
             self.note(frame.from, || frame_text(frame.to, unsealed(&frame.bytes)));
+            let to_all = Line::BOTH.into_iter().find(|line| frame.to == group(*line));
             for at in 0..self.hosts.len() {
                 let host = self.hosts[at];
-                let way = Line::BOTH
-                    .into_iter()
-                    .find(|line| frame.to == group(*line) || frame.to == addr_on(host, *line));
-                if let Some(line) = way
+                let to_one = || Line::BOTH.into_iter().find(|line| frame.to == addr_on(host, *line));
+                if let Some(line) = to_all.or_else(to_one)
                     && host != frame.from
                     && self.listen(host).has(line)
                     && self.listen(frame.from).has(line)
@@ -45,6 +45,7 @@ impl World<'_> {
                 }
             }
         }
+        self.outbox = sent;
     }
 
     /// The lines that somebody is connected to.
@@ -58,27 +59,24 @@ impl World<'_> {
     }
 
     /// Messages in a frame that somebody did not get.
-    pub(super) fn miss(&mut self, bytes: &[u8]) {
-        if let Ok(frame) = Frame::parse(unsealed(bytes))
-            && let Body::Data(block) | Body::Repair(block) = frame.body
-        {
-            self.counts.missed += u64::from(block.count());
-        }
+    pub(super) fn miss(&mut self, carries: Option<Carries>) {
+        self.counts.missed += carries.map_or(0, |c| u64::from(c.count));
     }
 
     pub(super) fn carry(&mut self, frame: &Sent, to: Host, line: Line) {
         self.counts.frames += 1;
         let net = &self.plan.net;
         let faulty = self.healed.is_none();
-        let cut = self.cut.get(&(frame.from, to)).is_some_and(|n| *n > 0);
+        let cut = self.cut[frame.from.index()][to.index()] > 0;
         let mut lost = cut || !self.is_up(to) || self.lines_down[line as usize] > 0;
         if faulty && !lost {
-            let left = self.bursts.entry(to).or_default();
-            if *left > 0 {
+            let (left, until) = &mut self.bursts[to.index()];
+            if *left > 0 && self.now < *until {
                 *left -= 1;
                 lost = true;
             } else if net.bursts > 0 && self.rng.below(10_000) < net.bursts {
                 *left = self.rng.below(2 * net.burst_frames.max(1));
+                *until = self.now + BURST;
                 lost = true;
             }
             lost |= self.rng.below(10_000) < net.loss;
@@ -86,20 +84,20 @@ impl World<'_> {
         if faulty && self.rng.below(10_000) < net.garbage {
             lost = true;
             let garbage = self.garbage(&frame.bytes);
-            self.fly(frame, to, line, garbage);
+            self.fly(frame, to, line, garbage, None);
         }
         if lost {
             self.counts.faults += 1;
-            self.miss(&frame.bytes);
+            self.miss(frame.carries);
             if let Some(trace) = &mut self.trace {
                 trace.lost(self.now - SECONDS, frame.from, to, unsealed(&frame.bytes));
             }
             return;
         }
-        self.fly(frame, to, line, Rc::clone(&frame.bytes));
+        self.fly(frame, to, line, Rc::clone(&frame.bytes), frame.carries);
         if faulty && self.rng.below(10_000) < net.doubles {
             self.counts.faults += 1;
-            self.fly(frame, to, line, Rc::clone(&frame.bytes));
+            self.fly(frame, to, line, Rc::clone(&frame.bytes), frame.carries);
         }
     }
 
@@ -113,7 +111,7 @@ impl World<'_> {
         bytes.into()
     }
 
-    pub(super) fn fly(&mut self, sent: &Sent, to: Host, line: Line, bytes: Rc<[u8]>) {
+    pub(super) fn fly(&mut self, sent: &Sent, to: Host, line: Line, bytes: Rc<[u8]>, carries: Option<Carries>) {
         let net = &self.plan.net;
         let jitter = if self.healed.is_none() {
             self.rng.below(net.jitter + 1)
@@ -132,6 +130,7 @@ impl World<'_> {
             from: addr_on(sent.from, line),
             at_addr: sent.to,
             bytes,
+            carries,
         }));
     }
 
@@ -141,10 +140,11 @@ impl World<'_> {
             from,
             at_addr,
             bytes,
+            carries,
             ..
         } = frame;
         if !self.is_up(to) {
-            self.miss(&bytes);
+            self.miss(carries);
             return;
         }
         // As the engine hands frames on by stream.
@@ -153,17 +153,17 @@ impl World<'_> {
         }
         let now = self.wall();
         // As the engine opens seals before it hands frames on.
-        let len = match self.seals.get_mut(&to).map(|seal| seal.open(now.wall, &bytes)) {
+        let len = match self.seals[to.index()].as_mut().map(|seal| seal.open(now.wall, &bytes)) {
             Some(Ok(len)) => len,
             Some(Err(_)) => {
-                self.miss(&bytes);
+                self.miss(carries);
                 return;
             }
             None => bytes.len(),
         };
         let line = if at_addr == GROUP_B { Line::B } else { Line::A };
         let lines = self.plan.lines.filter(|_| self.listen(to) == Listen::Both);
-        let mut sent = Vec::new();
+        let mut sent = std::mem::take(&mut self.outbox);
         let mut out = out!(self, to, &mut sent);
         match to {
             Host::Server => {
@@ -188,17 +188,13 @@ impl World<'_> {
                     }
                     if machine.stats().full > before {
                         // What a full disk turned away is asked for again.
-                        self.miss(&bytes);
+                        self.miss(carries);
                     }
                 }
                 self.take_archive_deeds(usize::from(n));
             }
             Host::Client(n) => {
                 let client = &mut self.clients[usize::from(n)];
-                let data = match Frame::parse(&bytes[..len]).map(|f| (f.header.session(), f.body)) {
-                    Ok((session, Body::Data(block))) => Some(((session, block.first()), block.count())),
-                    _ => None,
-                };
                 if let Some(machine) = &mut client.machine {
                     let before = machine.stats();
                     match (client.frames.lend(bytes, len), lines) {
@@ -210,7 +206,14 @@ impl World<'_> {
                     let after = machine.stats();
                     // Frames for which the client had no room are asked for again.
                     self.counts.missed += 64 * (after.overruns - before.overruns);
-                    if let Some((place, count)) = data {
+                    if let Some(Carries {
+                        session,
+                        first,
+                        count,
+                        repair: false,
+                    }) = carries
+                    {
+                        let place = (session, first);
                         // What comes late may have been asked for meanwhile; what comes before its
                         // session is due will be.
                         let early = after.other_session > before.other_session;

@@ -1,6 +1,7 @@
 //! What a run consists of: servers, archives and clients with their disks and applications.
 
 use std::net::SocketAddrV4;
+use std::ops::Range;
 use std::rc::Rc;
 
 use seqcast_engine::node::store::{Recorder, Retention};
@@ -24,6 +25,17 @@ pub(super) struct Sent {
     pub(super) from: Host,
     pub(super) to: SocketAddrV4,
     pub(super) bytes: Rc<[u8]>,
+    /// What it carries, once looked at.
+    pub(super) carries: Option<Carries>,
+}
+
+/// The messages in a frame.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Carries {
+    pub(super) session: Session,
+    pub(super) first: Seq,
+    pub(super) count: u16,
+    pub(super) repair: bool,
 }
 
 /// A frame without its seal, whoever sealed it.
@@ -77,6 +89,7 @@ impl Out<'_> {
             from: self.from,
             to,
             bytes: bytes[..len].into(),
+            carries: None,
         });
     }
 }
@@ -137,19 +150,32 @@ pub(super) struct ArchiveHost {
 pub(super) struct App {
     pub(super) stuck: bool,
     pub(super) got: Vec<Got>,
+    /// The payloads of all messages in `got`.
+    pub(super) payloads: Vec<u8>,
 }
 
 pub(super) enum Got {
-    Message(Session, Seq, Vec<u8>),
+    /// With its place in the payloads.
+    Message(Session, Seq, Range<usize>),
     Event(Event),
+}
+
+impl App {
+    pub(super) fn clear(&mut self) {
+        self.got.clear();
+        self.payloads.clear();
+    }
 }
 
 impl Application for App {
     fn deliver(&mut self, d: &Delivery<'_>) -> bool {
         if !self.stuck {
-            let messages = d.block.messages();
-            let got = messages.map(|(seq, m)| Got::Message(d.session, seq, m.payload.to_vec()));
-            self.got.extend(got);
+            for (seq, message) in d.block.messages() {
+                let start = self.payloads.len();
+                self.payloads.extend_from_slice(message.payload);
+                let place = start..self.payloads.len();
+                self.got.push(Got::Message(d.session, seq, place));
+            }
         }
         !self.stuck
     }
@@ -184,9 +210,8 @@ macro_rules! out {
                 None => $world.plan.net.no_buffer,
             },
             faults: &mut $world.counts.faults,
-            seal: $world
-                .seals
-                .get_mut(&$from)
+            seal: $world.seals[$from.index()]
+                .as_mut()
                 .map(|seal| (seal, $crate::sim::world::WALL + $world.now)),
             mirrors: $world.plan.lines.is_some() && !matches!($from, Host::Client(_)),
         }

@@ -36,7 +36,8 @@ impl World<'_> {
     }
 
     pub(super) fn stop(&mut self, host: Host, how: Stop) {
-        *self.down.entry(host).or_default() += 1;
+        self.down[host.index()] += 1;
+        self.power_lost |= how == Stop::PowerLoss;
         match host {
             Host::Server => {
                 self.server.machine = None;
@@ -58,7 +59,7 @@ impl World<'_> {
                 let client = &mut self.clients[usize::from(n)];
                 client.machine = None;
                 client.turn = Nanos::MAX;
-                client.app.got.clear();
+                client.app.clear();
                 client.view.restart();
                 let left = client.frames.lent();
                 if left > 0 {
@@ -70,7 +71,7 @@ impl World<'_> {
     }
 
     pub(super) fn start(&mut self, host: Host) {
-        if self.is_up(host) || self.down.get(&host).is_some_and(|n| *n > 0) {
+        if self.is_up(host) || self.down[host.index()] > 0 {
             return;
         }
         let now = self.now;
@@ -78,7 +79,7 @@ impl World<'_> {
         let lines = self.plan.lines.filter(|_| listen == Listen::Both).map(|l| l.config);
         if self.plan.keyed {
             let ring = KeyRing::new(vec![Key::new(1, &[7; KEY_BYTES])]).expect("one key");
-            self.seals.insert(host, Seal::new(ring, CLOCK_SKEW, self.wall().wall));
+            self.seals[host.index()] = Some(Seal::new(ring, CLOCK_SKEW, self.wall().wall));
         }
         match host {
             Host::Server => self.start_server(),
@@ -206,7 +207,7 @@ impl World<'_> {
             return;
         }
         let now = self.wall();
-        let mut sent = Vec::new();
+        let mut sent = std::mem::take(&mut self.outbox);
         let (plan, healed) = (self.plan, self.healed.is_some());
         let ServerHost {
             machine,
@@ -245,7 +246,7 @@ impl World<'_> {
         if blocked == Some(Blocked::StoreFailed) {
             self.note("server", || "its store has failed: it ends".into());
             self.stop(Host::Server, Stop::Kill);
-            *self.down.entry(Host::Server).or_default() -= 1;
+            self.down[Host::Server.index()] -= 1;
             self.server.turn = self.now + 10 * MILLIS;
         }
     }
@@ -253,7 +254,7 @@ impl World<'_> {
     pub(super) fn archive_turn(&mut self, n: usize) {
         let now = self.wall();
         let host = Host::Archive(n as u16);
-        let mut sent = Vec::new();
+        let mut sent = std::mem::take(&mut self.outbox);
         let archive = &mut self.archives[n];
         let Some(machine) = &mut archive.machine else {
             archive.turn = Nanos::MAX;
@@ -283,7 +284,7 @@ impl World<'_> {
 
     pub(super) fn client_turn(&mut self, n: usize) {
         let now = self.wall();
-        let mut sent = Vec::new();
+        let mut sent = std::mem::take(&mut self.outbox);
         let client = &mut self.clients[n];
         let Some(machine) = &mut client.machine else {
             client.turn = Nanos::MAX;
