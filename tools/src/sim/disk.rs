@@ -387,6 +387,16 @@ impl Disk<Retention> {
 }
 
 impl Disk<Recorder> {
+    /// How many messages it holds.
+    pub(super) fn held(&mut self) -> u64 {
+        let (mut sessions, mut held) = (Vec::new(), 0);
+        ArchiveStore::sessions(self, &mut |session| sessions.push(session));
+        for session in sessions {
+            self.stored(session, false, &mut |range| held += u64::from(range.len()));
+        }
+        held
+    }
+
     /// Whether a loss of power would spare a message that is held. Of the production log only a
     /// loss of power tells.
     pub(super) fn is_safe(&self, session: Session, seq: Seq) -> bool {

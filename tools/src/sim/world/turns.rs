@@ -50,7 +50,10 @@ impl World<'_> {
                 let archive = &mut self.archives[usize::from(n)];
                 archive.machine = None;
                 archive.turn = Nanos::MAX;
+                let held = archive.disk.held();
                 archive.disk.stop(how, &mut self.rng);
+                // What went with the power it fetches again.
+                self.counts.missed += held.saturating_sub(archive.disk.held());
                 // What the last run did not sync, the next one does.
                 archive.stored = u64::MAX;
                 archive.stopped = archive.stopped.max(Some(how));
