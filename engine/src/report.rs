@@ -64,7 +64,33 @@ counts! {
     }
 }
 
-/// A stream's keys, and what was refused before it could change anything.
+counts! {
+    /// What was sealed, opened, and refused before it could change anything.
+    pub struct TrustCounts {
+        /// Times that the file of keys was read again.
+        reloads: Counter,
+        /// Frames sealed.
+        sealed: Counter,
+        /// Frames that were found to be sealed with one of the keys.
+        opened: Counter,
+        /// Frames with a wrong tag: made without the key, or damaged.
+        forged: Counter,
+        /// Control frames that had been taken before.
+        replayed: Counter,
+        /// Frames sealed too far from the present: replays, or clocks that differ.
+        stale: Counter,
+        /// Frames without a seal, though the stream has keys.
+        unkeyed: Counter,
+        /// Frames sealed with a key that is not in the file.
+        unknown_key: Counter,
+        /// Sealed frames, though the stream has no key here.
+        keyed: Counter,
+        /// Frames of sources that the allow-list does not name.
+        not_allowed: Counter,
+    }
+}
+
+/// A stream's keys, and what was refused.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrustReport {
@@ -72,26 +98,17 @@ pub struct TrustReport {
     pub stream: String,
     /// Ids of the keys in force; the first seals.
     pub keys: Vec<u8>,
-    /// Times that the file of keys was read again.
-    pub reloads: u64,
-    /// Frames sealed.
-    pub sealed: u64,
-    /// Frames that were found to be sealed with one of the keys.
-    pub opened: u64,
-    /// Frames with a wrong tag: made without the key, or damaged.
-    pub forged: u64,
-    /// Control frames that had been taken before.
-    pub replayed: u64,
-    /// Frames sealed too far from the present: replays, or clocks that differ.
-    pub stale: u64,
-    /// Frames without a seal, though the stream has keys.
-    pub unkeyed: u64,
-    /// Frames sealed with a key that is not in the file.
-    pub unknown_key: u64,
-    /// Sealed frames, though the stream has no key here.
-    pub keyed: u64,
-    /// Frames of sources that the allow-list does not name.
-    pub not_allowed: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: TrustCounts,
+}
+
+impl Deref for TrustReport {
+    type Target = TrustCounts;
+
+    fn deref(&self) -> &TrustCounts {
+        &self.counts
+    }
 }
 
 counts! {

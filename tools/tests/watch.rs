@@ -34,7 +34,7 @@ impl Place {
 
     fn start(&self, name: &str, port: u16) -> Process {
         let text = format!(
-            "[engine]\nname = \"{name}\"\ninterface = \"lo\"\nlink = \"udp\"\nidle = \"block\"\ncounters = \"{counters}\"\n\
+            "[engine]\nname = \"{name}\"\ninterface = \"lo\"\nlink = \"udp\"\nidle = \"block\"\ncounters = \"{counters}\"\n[programs]\n\
              [[publish]]\nstream = \"239.81.7.7:{port}\"\nsource = {{ file = \"{lines}\", format = \"lines\", rate = 20000, at_end = \"stay\" }}\n\
              [[archive]]\nstream = \"239.81.7.7:{port}\"\ndir = \"{archive}\"\n\
              [[subscribe]]\nstream = \"239.81.7.7:{port}\"\nfrom = \"session\"\nsink = {{ file = \"{out}\" }}\n",
@@ -109,6 +109,12 @@ fn a_running_engine_is_seen_and_a_killed_one_is_named() {
     assert!(metrics.contains(line), "{metrics}");
     let count = "seqcast_subscription_latency_live_seconds_count{engine=\"two\",stream=\"239.81.7.7:5102\"} 5000";
     assert!(metrics.contains(count), "{metrics}");
+    for zero in [
+        "seqcast_trust_not_allowed_total{engine=\"one\",stream=\"239.81.7.7:5101\"} 0",
+        "seqcast_programs_attached_total{engine=\"two\"} 0",
+    ] {
+        assert!(metrics.contains(zero), "{metrics}");
+    }
 
     kill(two);
     let engines = place.top();

@@ -36,12 +36,16 @@ pub const ENGINE: &str = "seqcast::engine";
 pub const SERVER: &str = "seqcast::server";
 /// Receiving.
 pub const CLIENT: &str = "seqcast::client";
+/// Messages that a client will never get: said each time, since the ranges are all that is left of them.
+pub const CLIENT_LOST: &str = "seqcast::client::lost";
 /// Recording.
 pub const ARCHIVE: &str = "seqcast::archive";
 /// Keys and allow-lists.
 pub const TRUST: &str = "seqcast::trust";
 /// Sources, sinks and feeds of another protocol.
 pub const FEED: &str = "seqcast::feed";
+/// Messages that a feed will never bring, as [`CLIENT_LOST`].
+pub const FEED_LOST: &str = "seqcast::feed::lost";
 /// Programs beside the engine.
 pub const PROGRAMS: &str = "seqcast::programs";
 /// Changes of a running engine.
@@ -174,6 +178,10 @@ impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let line = Line::of(event);
         let kind = event.metadata().callsite();
+        if [CLIENT_LOST, FEED_LOST].contains(&event.metadata().target()) {
+            self.0.put(&line);
+            return;
+        }
         let admitted = lock(&self.0.limiter).admit(kind, &line, Instant::now());
         match admitted {
             Admitted::Said(before) => {

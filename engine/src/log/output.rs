@@ -15,7 +15,7 @@ use tracing::Level;
 use super::lock;
 
 /// Lines that wait for a slow reader.
-const ROOM: usize = 1024;
+const ROOM: usize = 16_384;
 /// How long the end waits for such a reader.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two looks at what was suppressed.

@@ -9,9 +9,10 @@ use seqcast_proto::time::{MILLIS, Nanos, Now};
 use seqcast_proto::wire::{Kind, flags, header};
 
 use crate::config::{Allow, Config, Net, Trust};
+use crate::counters::{Builder, Part, Writing};
 use crate::keys::Watch;
 use crate::log::{self, Tally};
-use crate::report::TrustReport;
+use crate::report::{TrustCounts, TrustReport};
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +205,18 @@ impl Guards {
         let noteworthy = |g: &&Guard| g.seal.is_some() || g.allow.is_some() || g.refused.iter().any(|r| r.count > 0);
         self.list.iter().filter(noteworthy).map(Guard::report).collect()
     }
+
+    /// Says what counters there are.
+    pub(super) fn describe(&self, to: &mut Builder) {
+        for guard in &self.list {
+            to.numbers::<TrustCounts>(Part::of_stream("trust", guard.group));
+        }
+    }
+
+    /// Writes them, in the same order.
+    pub(super) fn write_counters(&self, to: &mut Writing<'_>) {
+        self.list.iter().for_each(|guard| to.put(&guard.counts()));
+    }
 }
 
 impl Guard {
@@ -254,10 +267,16 @@ impl Guard {
     }
 
     fn report(&self) -> TrustReport {
-        let count = |cause: Cause| self.refused[cause as usize].count;
         TrustReport {
             stream: self.group.to_string(),
             keys: self.seal.iter().flat_map(|s| s.keys().ids()).collect(),
+            counts: self.counts(),
+        }
+    }
+
+    fn counts(&self) -> TrustCounts {
+        let count = |cause: Cause| self.refused[cause as usize].count;
+        TrustCounts {
             reloads: self.reloads,
             sealed: self.seal.as_ref().map_or(0, Seal::sealed),
             opened: self.opened,

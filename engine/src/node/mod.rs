@@ -24,7 +24,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::counters::{self, Builder, Counters, Part};
 use crate::link::{Datagram, Link, LinkStats};
-use crate::programs::{Desks, Hub, Wakers};
+use crate::programs::{Desks, Hub, HubReport, Wakers};
 use crate::reload::Reloader;
 use crate::report::{CycleReport, Report};
 
@@ -92,6 +92,8 @@ fn show<F: AsRef<[u8]>>(
     subscribe: &mut [Subscribe<F>],
     publish: &[Publish],
     record: &[Record],
+    guards: &Guards,
+    hub: Option<&Hub>,
 ) -> Result<Counters> {
     let list = |subscribe: &mut [Subscribe<F>]| {
         let mut builder = Builder::default();
@@ -100,6 +102,10 @@ fn show<F: AsRef<[u8]>>(
         subscribe.iter_mut().for_each(|part| part.describe(&mut builder));
         publish.iter().for_each(|part| part.describe(&mut builder));
         record.iter().for_each(|part| part.describe(&mut builder));
+        guards.describe(&mut builder);
+        if hub.is_some() {
+            builder.numbers::<HubReport>(Part::of("programs"));
+        }
         builder
     };
     let name = &config.engine.name;
@@ -227,7 +233,7 @@ impl<L: Link> Node<L> {
             _ => None,
         };
         let mode = link.mode();
-        let counters = show(config, &mode, &mut subscribe, &publish, &record)?;
+        let counters = show(config, &mode, &mut subscribe, &publish, &record, &guards, hub.as_ref())?;
         groups.retain(|g| config.publish.iter().any(|c| c.stream == *g || c.lines.b == Some(*g)));
         let answered = config.archive.iter().map(|c| (c.stream, c.lines.b));
         let mirrored = config.publish.iter().map(|c| (c.stream, c.lines.b)).chain(answered);
@@ -604,6 +610,10 @@ impl<L: Link> Node<L> {
             self.subscribe.iter().for_each(|part| part.write_counters(to));
             self.publish.iter().for_each(|part| part.write_counters(to));
             self.record.iter_mut().for_each(|part| part.write_counters(to));
+            self.guards.write_counters(to);
+            if let Some(hub) = &self.hub {
+                to.put(&hub.report());
+            }
         });
     }
 

@@ -13,11 +13,11 @@ use seqcast_client::Engine;
 use seqcast_client::protocol::{Refusal, Reply, Request, Role, StreamInfo, VERSION, Wait};
 use seqcast_client::socket::{MAX_MESSAGE, Socket};
 use seqcast_ring::{Doorbell, Event, Guarded, LaneWatch, Producer};
-use serde::{Deserialize, Serialize};
 
 use super::access::Listener;
 use super::{Desks, Fate, Held, NewLane, PublishDesk, SubscribeDesk, Wakers, Wanted};
 use crate::config::Programs;
+use crate::counters::counts;
 use crate::link::wait;
 use crate::log;
 
@@ -30,18 +30,18 @@ const SLEEP: Duration = Duration::from_secs(1);
 /// Bytes of the lane that what was missed comes through.
 const CATCH_UP_LANE: usize = 1 << 20;
 
-/// Counters of the programs beside an engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct HubReport {
-    /// Publishers and subscribers that were attached.
-    pub attached: u64,
-    /// Connections that were refused.
-    pub refused: u64,
-    /// Programs that were cut off, because what they wrote or said made no sense.
-    pub broken: u64,
-    /// Times that a subscriber fetched what it had missed.
-    pub catch_ups: u64,
+counts! {
+    /// Counters of the programs beside an engine.
+    pub struct HubReport {
+        /// Publishers and subscribers that were attached.
+        attached: Counter,
+        /// Connections that were refused.
+        refused: Counter,
+        /// Programs that were cut off, because what they wrote or said made no sense.
+        broken: Counter,
+        /// Times that a subscriber fetched what it had missed.
+        catch_ups: Counter,
+    }
 }
 
 #[derive(Default)]

@@ -221,7 +221,9 @@ impl Reader for Taker<'_> {
             Event::Lost(session, first, last) => {
                 let text =
                     format!("LOST messages {first} to {last} of session {session}: no re-request server has them");
-                say!(error, session = %session, first, last, "feed {group}: {text}");
+                tracing::error!(
+                    target: log::FEED_LOST, feed = %group, session = %session, first, last, "feed {group}: {text}"
+                );
                 if self.on_loss == OnLoss::Stop {
                     self.failed.get_or_insert_with(|| io::Error::other(text));
                 }

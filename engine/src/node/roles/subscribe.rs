@@ -112,10 +112,11 @@ impl Outlet {
     /// Gaps are counted; the rest is rare and of interest to an operator.
     fn say(&self, event: Event) {
         macro_rules! say {
-            ($level:ident, $($fields_and_text:tt)*) => {
-                tracing::$level!(
-                    target: log::CLIENT, engine = %self.name, stream = %self.group, $($fields_and_text)*
-                )
+            ($level:ident, $($fields_and_text:tt)*) => { say_as!(log::CLIENT, $level, $($fields_and_text)*) };
+        }
+        macro_rules! say_as {
+            ($target:expr, $level:ident, $($fields_and_text:tt)*) => {
+                tracing::$level!(target: $target, engine = %self.name, stream = %self.group, $($fields_and_text)*)
             };
         }
         match event {
@@ -133,7 +134,8 @@ impl Outlet {
                     Loss::Refused => "nobody has them any more",
                     Loss::Unanswered => "no answer came",
                 };
-                say!(
+                say_as!(
+                    log::CLIENT_LOST,
                     error,
                     session = session.0,
                     first = range.first.0,
