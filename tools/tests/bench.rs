@@ -1,8 +1,9 @@
 //! `seqcast bench`, with both ends on this machine. Figures are not looked at, only that they are there.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use seqcast_tools::lab::Lab;
+use seqcast_tools::lab::{Lab, Process};
 use serde_json::Value;
 
 fn bench(arguments: &[&str]) -> Output {
@@ -79,6 +80,24 @@ fn measure(more: &[&str], link: &str) {
 #[test]
 fn both_ends_on_loopback() {
     measure(&["--loopback"], "udp");
+}
+
+#[test]
+fn one_far_end_serves_one_near_end_after_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let [_, _, c, d] = std::process::id().to_be_bytes();
+    let group = format!("239.88.{c}.{}:7801", d & 0xfc);
+    let whom = ["--interface", "lo", "--link", "udp", "--group", &group];
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_seqcast"));
+    serve.args(["bench", "serve"]).args(whom);
+    let mut far = Process::spawn("far", serve, &dir.path().join("far.log")).unwrap();
+    far.wait_line("ready", Duration::from_secs(20)).unwrap();
+    for _ in 0..2 {
+        let mut arguments = vec!["run", "--seconds", "0.05", "--sizes", "64", "--loss", "0"];
+        arguments.extend(whom);
+        let output = bench(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
 }
 
 #[test]
