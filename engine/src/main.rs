@@ -15,7 +15,7 @@ use seqcast_engine::config::{self, Config, LinkKind, Privileges};
 use seqcast_engine::link::Link;
 use seqcast_engine::log::{self, Log};
 use seqcast_engine::node::{Node, Programs, StopRequests};
-use seqcast_engine::open::{self, Links};
+use seqcast_engine::open::{self, OnLink};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 mod control;
@@ -103,64 +103,24 @@ fn run(with: &Setting) -> Result<()> {
     // SAFETY: the handler only adds to an atomic, which is async-signal-safe.
     unsafe { signal_hook::low_level::register(SIGHUP, seqcast_engine::keys::request_reload) }
         .context("cannot handle signals")?;
-    match config.engine.link {
-        LinkKind::Udp => start(
-            with,
-            open::links(config, open::udp)?,
-            open::udp_may_hold(config),
-            UDP_JOINS_WITH,
-            stop,
-        ),
-        #[cfg(feature = "xdp")]
-        LinkKind::Xdp => start(
-            with,
-            open::links(config, open::xdp)?,
-            open::xdp_may_hold(config),
-            &[],
-            stop,
-        ),
-        #[cfg(feature = "xdp")]
-        LinkKind::Auto => match open::links(config, open::xdp) {
-            Ok(links) => start(with, links, open::xdp_may_hold(config), &[], stop),
-            Err(why) => {
-                tracing::warn!(
-                    target: log::ENGINE, engine = config.engine.name,
-                    "AF_XDP does not work here, using kernel sockets: {why:#}"
-                );
-                start(
-                    with,
-                    open::links(config, open::udp)?,
-                    open::udp_may_hold(config),
-                    UDP_JOINS_WITH,
-                    stop,
-                )
-            }
-        },
-        #[cfg(not(feature = "xdp"))]
-        LinkKind::Xdp => anyhow::bail!(
-            "[engine] link = \"xdp\": this binary was built without AF_XDP; build it with the default features, or use link = \"udp\""
-        ),
-        #[cfg(not(feature = "xdp"))]
-        LinkKind::Auto => start(
-            with,
-            open::links(config, open::udp)?,
-            open::udp_may_hold(config),
-            UDP_JOINS_WITH,
-            stop,
-        ),
-    }
+    open::link(config, Start { with, stop })
 }
 
-fn start<L: Link>(
-    with: &Setting,
-    links: Links<L>,
-    may_hold: u32,
-    kept: &[Capability],
+/// Runs the engine on its link.
+struct Start<'a> {
+    with: &'a Setting,
     stop: StopRequests,
-) -> Result<()> {
-    match links {
-        Links::One(link) => run_on(with, link, may_hold, kept, stop),
-        Links::Two(pair) => run_on(with, pair, may_hold, kept, stop),
+}
+
+impl OnLink for Start<'_> {
+    type Output = ();
+
+    fn run<L: Link + 'static>(self, link: L, kind: LinkKind, may_hold: u32) -> Result<()> {
+        let joins_with = match kind {
+            LinkKind::Udp => UDP_JOINS_WITH,
+            _ => &[],
+        };
+        run_on(self.with, link, may_hold, joins_with, self.stop)
     }
 }
 

@@ -1,38 +1,79 @@
 //! Opens links as the configuration says.
 
-use crate::config::{Config, Engine};
+use anyhow::{Context, Result, bail};
+
+use crate::config::{Config, Engine, LinkKind};
 use crate::link::Link;
 use crate::link::pair::Pair;
 use crate::link::udp::{UdpConfig, UdpLink};
 #[cfg(feature = "xdp")]
 use crate::link::xdp::{XdpConfig, XdpLink};
-use anyhow::{Context, Result, bail};
+
+/// What is done with an engine's link, whatever it is.
+pub trait OnLink {
+    /// What comes of it.
+    type Output;
+
+    /// Does it. `kind` is what the link really is, `may_hold` how many received frames it can spare.
+    ///
+    /// # Errors
+    /// Its own.
+    fn run<L: Link + 'static>(self, link: L, kind: LinkKind, may_hold: u32) -> Result<Self::Output>;
+}
+
+/// Opens the link that a configuration asks for, and hands it on.
+///
+/// # Errors
+/// When it cannot be opened, with the interface's name; or those of `then`.
+pub fn link<T: OnLink>(config: &Config, then: T) -> Result<T::Output> {
+    #[cfg(feature = "xdp")]
+    if config.engine.link != LinkKind::Udp {
+        match each_line(config, xdp) {
+            Ok(lines) => return lines.hand_on(then, LinkKind::Xdp, xdp_config(&config.engine).may_hold()),
+            Err(why) if config.engine.link == LinkKind::Auto => tracing::warn!(
+                target: crate::log::ENGINE, engine = config.engine.name,
+                "AF_XDP does not work here, using kernel sockets: {why:#}"
+            ),
+            Err(why) => return Err(why),
+        }
+    }
+    #[cfg(not(feature = "xdp"))]
+    if config.engine.link == LinkKind::Xdp {
+        bail!(
+            "[engine] link = \"xdp\": this binary was built without AF_XDP; build it with the default features, or use link = \"udp\""
+        );
+    }
+    let may_hold = u32::try_from(config.engine.udp.frames / 2).unwrap_or(u32::MAX);
+    each_line(config, udp)?.hand_on(then, LinkKind::Udp, may_hold)
+}
 
 /// The links of an engine.
-pub enum Links<L> {
-    /// All lines over one interface.
+enum Lines<L> {
     One(L),
     /// Line B has an interface of its own.
     Two(Pair<L>),
 }
 
+impl<L: Link + 'static> Lines<L> {
+    fn hand_on<T: OnLink>(self, then: T, kind: LinkKind, may_hold: u32) -> Result<T::Output> {
+        match self {
+            Lines::One(link) => then.run(link, kind, may_hold),
+            Lines::Two(pair) => then.run(pair, kind, may_hold),
+        }
+    }
+}
+
 /// Opens the link of each line with `open`.
-///
-/// # Errors
-/// When a link cannot be opened.
-pub fn links<L: Link>(config: &Config, open: impl Fn(&Engine) -> Result<L>) -> Result<Links<L>> {
+fn each_line<L: Link>(config: &Config, open: impl Fn(&Engine) -> Result<L>) -> Result<Lines<L>> {
     let first = open(&config.engine)?;
     Ok(match config.engine.on_line_b() {
-        None => Links::One(first),
-        Some(second) => Links::Two(Pair::new(first, open(&second)?, config.groups_b())),
+        None => Lines::One(first),
+        Some(second) => Lines::Two(Pair::new(first, open(&second)?, config.groups_b())),
     })
 }
 
 /// Kernel sockets.
-///
-/// # Errors
-/// When sockets cannot be had, with the interface's name.
-pub fn udp(engine: &Engine) -> Result<UdpLink> {
+fn udp(engine: &Engine) -> Result<UdpLink> {
     let udp = UdpConfig {
         interface: engine.interface.clone(),
         port: engine.port,
@@ -44,12 +85,6 @@ pub fn udp(engine: &Engine) -> Result<UdpLink> {
         gso: engine.udp.gso,
     };
     UdpLink::open(udp).with_context(|| format!("cannot open kernel sockets on {}", engine.interface))
-}
-
-/// Received frames that the kernel link can spare.
-#[must_use]
-pub fn udp_may_hold(config: &Config) -> u32 {
-    u32::try_from(config.engine.udp.frames / 2).unwrap_or(u32::MAX)
 }
 
 #[cfg(feature = "xdp")]
@@ -71,19 +106,9 @@ fn xdp_config(engine: &Engine) -> XdpConfig {
 }
 
 /// AF_XDP.
-///
-/// # Errors
-/// When AF_XDP cannot be had there, with the interface's name.
 #[cfg(feature = "xdp")]
-pub fn xdp(engine: &Engine) -> Result<XdpLink> {
+fn xdp(engine: &Engine) -> Result<XdpLink> {
     XdpLink::open(&xdp_config(engine)).with_context(|| format!("cannot open AF_XDP on {}", engine.interface))
-}
-
-/// Received frames that the AF_XDP link can spare.
-#[cfg(feature = "xdp")]
-#[must_use]
-pub fn xdp_may_hold(config: &Config) -> u32 {
-    xdp_config(&config.engine).may_hold()
 }
 
 /// Binds the calling thread to a core.

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use seqcast_engine::config::{Config, LinkKind};
 use seqcast_engine::link::Link;
 use seqcast_engine::node::{Node, Programs};
-use seqcast_engine::open::{self, Links};
+use seqcast_engine::open::{self, OnLink};
 use seqcast_engine::report;
 use seqcast_proto::io::{Application, Delivery, Event, Path};
 use seqcast_proto::server::Source;
@@ -28,7 +29,6 @@ pub(super) struct Outbox {
     waiting: VecDeque<(Head, usize)>,
     /// What stands behind the head of a greeting.
     pub(super) text: Vec<u8>,
-    bytes: Box<[u8]>,
 }
 
 impl Outbox {
@@ -46,21 +46,21 @@ impl Outbox {
     }
 }
 
-struct Publisher(Rc<RefCell<Outbox>>, Vec<u8>);
+/// The bytes are those of the message at hand.
+struct Publisher(Rc<RefCell<Outbox>>, Box<[u8]>);
 
 impl Source for Publisher {
     fn peek(&mut self) -> Option<Message<'_>> {
-        let mut outbox = self.0.borrow_mut();
-        let Outbox { waiting, text, bytes } = &mut *outbox;
-        let (head, size) = waiting.front()?;
-        head.write(bytes);
-        let behind = text.len().min(size - HEAD);
-        bytes[HEAD..HEAD + behind].copy_from_slice(&text[..behind]);
-        self.1.clear();
-        self.1.extend_from_slice(&bytes[..*size]);
+        let outbox = self.0.borrow();
+        let (head, size) = outbox.waiting.front()?;
+        let bytes = &mut self.1[..*size];
+        let (front, behind) = bytes.split_at_mut(HEAD);
+        head.write(front);
+        let text = outbox.text.len().min(behind.len());
+        behind[..text].copy_from_slice(&outbox.text[..text]);
         Some(Message {
             subject: b"",
-            payload: &self.1,
+            payload: bytes,
         })
     }
 
@@ -145,7 +145,6 @@ impl End {
         let outbox = Rc::new(RefCell::new(Outbox {
             waiting: VecDeque::with_capacity(WAITING),
             text: Vec::new(),
-            bytes: vec![0; LONGEST].into(),
         }));
         let lost = Rc::new(RefCell::new(0));
         let handler = |stream: SocketAddrV4| -> (SocketAddrV4, Box<dyn Application>) {
@@ -156,7 +155,7 @@ impl End {
             };
             (stream, Box::new(handler))
         };
-        let publisher = || Publisher(Rc::clone(&outbox), Vec::with_capacity(LONGEST));
+        let publisher = || Publisher(Rc::clone(&outbox), vec![0; LONGEST].into());
         let programs = Programs {
             publishers: config
                 .publish
@@ -166,7 +165,7 @@ impl End {
             handlers: config.subscribe.iter().map(|s| handler(s.stream)).collect(),
             ..Programs::default()
         };
-        let node = node(config, programs)?;
+        let node = open::link(config, Open { config, programs })?;
         if let Some(core) = config.engine.core {
             open::pin(core)?;
         }
@@ -204,34 +203,18 @@ impl End {
     }
 }
 
-fn node(config: &Config, programs: Programs) -> Result<Box<dyn Turn>> {
-    #[cfg(feature = "xdp")]
-    {
-        let may_hold = open::xdp_may_hold(config);
-        match (config.engine.link, open::links(config, open::xdp)) {
-            (LinkKind::Udp, _) => {}
-            (_, Ok(links)) => return on(config, links, may_hold, programs),
-            (LinkKind::Xdp, Err(error)) => return Err(error),
-            (LinkKind::Auto, Err(error)) => {
-                tracing::warn!(target: seqcast_engine::log::TOOL, "AF_XDP does not work here, using kernel sockets: {error:#}");
-            }
-        }
-    }
-    #[cfg(not(feature = "xdp"))]
-    if config.engine.link == LinkKind::Xdp {
-        bail!("built without AF_XDP; build with the feature \"xdp\", or use --link udp");
-    }
-    on(
-        config,
-        open::links(config, open::udp)?,
-        open::udp_may_hold(config),
-        programs,
-    )
+/// Opens the node on the link that the configuration asks for.
+struct Open<'a> {
+    config: &'a Config,
+    programs: Programs,
 }
 
-fn on<L: Link + 'static>(config: &Config, links: Links<L>, may_hold: u32, programs: Programs) -> Result<Box<dyn Turn>> {
-    Ok(match links {
-        Links::One(link) => Box::new(Node::open(config, link, may_hold, std::sync::Arc::default(), programs)?),
-        Links::Two(pair) => Box::new(Node::open(config, pair, may_hold, std::sync::Arc::default(), programs)?),
-    })
+impl OnLink for Open<'_> {
+    type Output = Box<dyn Turn>;
+
+    fn run<L: Link + 'static>(self, link: L, _: LinkKind, may_hold: u32) -> Result<Box<dyn Turn>> {
+        let Open { config, programs } = self;
+        let node = Node::open(config, link, may_hold, Arc::default(), programs)?;
+        Ok(Box::new(node))
+    }
 }
