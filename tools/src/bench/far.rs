@@ -35,7 +35,7 @@ pub fn answer(
     streams: Streams,
     once: bool,
     stop: &AtomicUsize,
-    ready: impl FnOnce(&str) -> Result<()>,
+    ready: impl FnOnce(&str),
 ) -> Result<()> {
     let (config, _) = setting.config(streams.back, &[streams.out, streams.lossy], 0.0)?;
     let counting = Rc::new(Cell::new(Counting::default()));
@@ -77,7 +77,7 @@ pub fn answer(
     let mut end = End::open(&config, take)?;
     let mode = end.mode();
     end.outbox.borrow_mut().text = serde_json::to_vec(&Machine::this(&mode))?;
-    ready(&mode)?;
+    ready(&mode);
     let mut busy = Instant::now();
     let mut turns = 0_u32;
     while stop.load(Ordering::Relaxed) == 0 && !(once && over.get()) {

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
-use seqcast_engine::config::{Config, Idle, LinkKind};
-use seqcast_engine::link::Bind;
+use seqcast_engine::config::Config;
 
 use super::end::{Arrival, End};
 use super::far::wall;
@@ -84,7 +83,7 @@ pub fn measure(
 ) -> Result<Report> {
     let (config, configuration) = setting.config(streams.out, &[streams.back], 0.0)?;
     // A host that cannot be examined can be measured all the same.
-    let findings = host::examine(&wish(&config)).unwrap_or_default();
+    let findings = host::examine(&Wish::of(&config)).unwrap_or_default();
     let mut near = Near::open(&config, streams, stop)?;
     let noise = noise::listen(Duration::from_millis(200));
     let steps = (2 * plan.sizes.len() + 2) as f64;
@@ -138,24 +137,6 @@ pub fn measure(
         recovery,
         engine: serde_json::to_value(last.end.report())?,
     })
-}
-
-/// What this engine wants of its host.
-fn wish(config: &Config) -> Wish {
-    let engine = &config.engine;
-    Wish {
-        interface: engine.interface.clone(),
-        core: engine.core,
-        spins: engine.idle.in_force(engine.core.is_some()) == Idle::Spin,
-        xdp: engine.link != LinkKind::Udp,
-        zero_copy: engine.xdp.bind == Bind::ZeroCopy,
-        queues: engine.xdp.queues.clone(),
-        frame_size: engine.xdp.frame_size,
-        frames: engine.xdp.frames,
-        rx_ring: engine.xdp.rx_ring,
-        groups: config.joined_groups().len(),
-        receive_buffer: engine.udp.receive_buffer,
-    }
 }
 
 fn histogram() -> Histogram<u64> {

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use seqcast_engine::config::{Config, Idle, LinkKind, Udp, Xdp};
-use seqcast_engine::link::Bind;
+use seqcast_engine::config::Config;
 use seqcast_tools::host::{self, Finding, Outcome, Remedy, State, Step, Wish};
 
 #[derive(clap::Args)]
@@ -58,28 +57,22 @@ pub(crate) struct TuneArgs {
 
 impl Whom {
     fn wish(&self) -> Result<Wish> {
-        let config = self.config.as_deref().map(Config::read).transpose()?;
-        let engine = config.as_ref().map(|config| &config.engine);
-        let interface = self
-            .interface
-            .clone()
-            .or_else(|| engine.map(|engine| engine.interface.clone()));
-        let core = self.core.or(engine.and_then(|engine| engine.core));
-        let xdp = engine.map_or_else(Xdp::default, |engine| engine.xdp.clone());
-        let udp = engine.map_or_else(Udp::default, |engine| engine.udp.clone());
-        Ok(Wish {
-            interface: interface.context("which interface?")?,
-            core,
-            spins: engine.is_none_or(|engine| engine.idle.in_force(core.is_some()) == Idle::Spin),
-            xdp: !self.udp && engine.is_none_or(|engine| engine.link != LinkKind::Udp),
-            zero_copy: xdp.bind == Bind::ZeroCopy,
-            queues: xdp.queues,
-            frame_size: xdp.frame_size,
-            frames: xdp.frames,
-            rx_ring: xdp.rx_ring,
-            groups: config.as_ref().map_or(1, |config| config.joined_groups().len()),
-            receive_buffer: udp.receive_buffer,
-        })
+        let mut wish = match &self.config {
+            Some(path) => {
+                let mut config = Config::read(path)?;
+                config.engine.core = self.core.or(config.engine.core);
+                Wish::of(&config)
+            }
+            None => Wish {
+                core: self.core,
+                ..Wish::on(self.interface.clone().context("which interface?")?)
+            },
+        };
+        wish.xdp &= !self.udp;
+        if let Some(interface) = &self.interface {
+            wish.interface.clone_from(interface);
+        }
+        Ok(wish)
     }
 
     fn examine(&self, wish: &Wish) -> Result<Vec<Finding>> {

@@ -8,14 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use seqcast_tools::lab::faults::{Campaign, Kind};
 use seqcast_tools::lab::job::{Input, Job, Link};
 use seqcast_tools::lab::soak::Soak;
 use seqcast_tools::lab::{self, Lab, Place, Scratch, Spec};
 use serde::Serialize;
 
-use super::{complain, say};
+use super::{LinkChoice, complain, say};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -64,16 +64,6 @@ enum Command {
     /// Say which labs are possible here, and why others are not.
     #[command(after_help = "Example:\n  seqcast lab check")]
     Check,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LinkChoice {
-    /// AF_XDP where it works, else kernel UDP.
-    Auto,
-    /// AF_XDP, or an error.
-    Xdp,
-    /// Kernel UDP.
-    Udp,
 }
 
 #[derive(clap::Args)]

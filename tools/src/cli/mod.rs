@@ -23,6 +23,28 @@ mod stop;
 pub(crate) mod subscribe;
 pub(crate) mod watch;
 
+/// How engines are to move frames.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LinkChoice {
+    /// AF_XDP where it works, else kernel UDP.
+    Auto,
+    /// AF_XDP, or an error.
+    Xdp,
+    /// Kernel UDP.
+    Udp,
+}
+
+impl LinkChoice {
+    /// The same in a configuration.
+    fn word(self) -> &'static str {
+        match self {
+            LinkChoice::Auto => "auto",
+            LinkChoice::Xdp => "xdp",
+            LinkChoice::Udp => "udp",
+        }
+    }
+}
+
 /// For commands whose work is their output: one whose reader has seen enough (`| head`) is done.
 fn done_if_pipe_closed(result: Result<ExitCode>) -> Result<ExitCode> {
     match result {

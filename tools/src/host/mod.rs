@@ -12,6 +12,8 @@ mod tune;
 
 use std::io;
 
+use seqcast_engine::config::{Config, Idle, LinkKind, Udp, Xdp};
+use seqcast_engine::link::Bind;
 use serde::Serialize;
 
 pub use change::{Change, Setting};
@@ -42,6 +44,46 @@ pub struct Wish {
     pub groups: usize,
     /// Receive buffer of its sockets, in bytes.
     pub receive_buffer: usize,
+}
+
+impl Wish {
+    /// What the engine of a configuration wants.
+    #[must_use]
+    pub fn of(config: &Config) -> Wish {
+        let engine = &config.engine;
+        Wish {
+            interface: engine.interface.clone(),
+            core: engine.core,
+            spins: engine.idle.in_force(engine.core.is_some()) == Idle::Spin,
+            xdp: engine.link != LinkKind::Udp,
+            zero_copy: engine.xdp.bind == Bind::ZeroCopy,
+            queues: engine.xdp.queues.clone(),
+            frame_size: engine.xdp.frame_size,
+            frames: engine.xdp.frames,
+            rx_ring: engine.xdp.rx_ring,
+            groups: config.joined_groups().len(),
+            receive_buffer: engine.udp.receive_buffer,
+        }
+    }
+
+    /// What one with the defaults wants that receives a stream.
+    #[must_use]
+    pub fn on(interface: String) -> Wish {
+        let (xdp, udp) = (Xdp::default(), Udp::default());
+        Wish {
+            interface,
+            core: None,
+            spins: true,
+            xdp: true,
+            zero_copy: xdp.bind == Bind::ZeroCopy,
+            queues: xdp.queues,
+            frame_size: xdp.frame_size,
+            frames: xdp.frames,
+            rx_ring: xdp.rx_ring,
+            groups: 1,
+            receive_buffer: udp.receive_buffer,
+        }
+    }
 }
 
 /// How good something is as it is.
