@@ -12,7 +12,7 @@ use crate::lines::Line;
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
-use crate::share::Share;
+use crate::share::{Amount, Share};
 use crate::time::{MILLIS, Nanos, Now, SECONDS};
 use crate::wire::{
     Block, Body, Endpoint, Frame, HEADER, HeartbeatBody, Kind, MAX_ENDPOINTS, Message, Role, Stamp, flags, put_message,
@@ -724,7 +724,11 @@ impl Server {
                 }
             }
             Body::Nak(ranges) if frame.header.has(flags::ASK_SERVER) => {
-                if self.share.admits(from, ranges.iter(), self.stats.messages) {
+                let published = Amount {
+                    messages: self.stats.messages,
+                    frames: self.stats.frames,
+                };
+                if self.share.admits(from, ranges.iter(), published) {
                     self.responder.on_nak(now, from, frame.header, &ranges, out);
                 } else {
                     self.stats.naks_dropped += 1;

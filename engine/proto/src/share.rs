@@ -1,7 +1,7 @@
 //! How much of its time a server gives to repairs, so that no client takes it from the others.
 //!
 //! Who asks for what a receiver may well have lost, up to one message in 8 of those published since it
-//! asked before, is answered at once. Who asks for more, be it that it catches up, or that it asks for
+//! asked before and no more ranges than one for 8 frames, is answered at once. Who asks for more, be it that it catches up, or that it asks for
 //! everything, for ever, gets the time that the stream leaves, and beyond that one part in 128 together
 //! with all others of its kind; reading their NAKs counts. When nothing is left, their NAKs are dropped:
 //! whoever still needs the answer asks again.
@@ -28,12 +28,10 @@ const FIRST_GUESS: Nanos = 2 * MICROS;
 const SAMPLE: u64 = 32;
 const PAUSE: f32 = 4.0;
 
-/// One message in so many may be lost on the way to a client that is not greedy.
+/// One frame in so many may be lost on the way to a client that is not greedy, and its messages with it.
 const LOSS: u64 = 8;
-/// Messages that such a client may ask for at once: those of a long burst of losses.
+/// Messages, or ranges, that such a client may ask for at once: those of a long burst of losses.
 const BURST: u64 = 1 << 16;
-/// What a NAK counts besides its messages.
-const ASKING: u64 = 16;
 /// Askers that are told apart; of more, those that asked last.
 const ASKERS: usize = 64;
 
@@ -41,10 +39,27 @@ const ASKERS: usize = 64;
 #[derive(Debug)]
 struct Asker {
     addr: SocketAddrV4,
-    /// Messages asked for, less its part of those published meanwhile.
-    demand: u64,
-    /// Messages published when it asked last.
-    at: u64,
+    /// [`LOSS`] times what it asked for, less what was published meanwhile.
+    demand: Amount,
+    /// Published when it asked last.
+    at: Amount,
+}
+
+/// Of what was asked for or published: a range takes a frame at least, be it of one message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) messages: u64,
+    /// Frames, or ranges.
+    pub(crate) frames: u64,
+}
+
+impl Amount {
+    fn of_each(self, other: Amount, of: impl Fn(u64, u64) -> u64) -> Amount {
+        Amount {
+            messages: of(self.messages, other.messages),
+            frames: of(self.frames, other.frames),
+        }
+    }
 }
 
 /// The time that repairs may take.
@@ -127,48 +142,51 @@ impl Share {
         self.spend((frames - owed) as f32);
     }
 
-    /// Whether a NAK for these ranges shall be read, when so many messages have been published in all.
+    /// Whether a NAK for these ranges shall be read, when so much has been published in all.
     pub(crate) fn admits(
         &mut self,
         from: SocketAddrV4,
         ranges: impl Iterator<Item = SeqRange>,
-        published: u64,
+        published: Amount,
     ) -> bool {
-        let (count, messages) = ranges.fold((0u16, 0), |(count, messages), range| {
-            (count + 1, messages + u64::from(range.len()))
+        let asked = ranges.fold(Amount::default(), |sum, range| Amount {
+            messages: sum.messages + u64::from(range.len()),
+            frames: sum.frames + 1,
         });
-        if self.demand(from, messages, published) <= BURST {
-            self.owed += messages;
+        let demand = self.demand(from, asked, published);
+        if demand.messages.max(demand.frames) <= LOSS * BURST {
+            self.owed += asked.messages;
             return true;
         }
         if self.credit <= 0.0 {
             return false;
         }
-        self.spend(NAK + RANGE * f32::from(count));
+        self.spend(NAK + RANGE * asked.frames as f32);
         true
     }
 
-    /// Notes what a client asks for: what it has asked for lately.
-    fn demand(&mut self, from: SocketAddrV4, messages: u64, published: u64) -> u64 {
+    /// Notes what a client asks for; [`LOSS`] times what it has asked for lately.
+    fn demand(&mut self, from: SocketAddrV4, asked: Amount, published: Amount) -> Amount {
         let place = self.askers.iter().position(|a| a.addr == from).unwrap_or_else(|| {
             let asker = Asker {
                 addr: from,
-                demand: 0,
+                demand: Amount::default(),
                 at: published,
             };
             if self.askers.len() < ASKERS {
                 self.askers.push(asker);
                 return self.askers.len() - 1;
             }
-            let oldest = self.askers.iter().enumerate().min_by_key(|(_, a)| a.at);
+            let oldest = self.askers.iter().enumerate().min_by_key(|(_, a)| a.at.messages);
             let place = oldest.map_or(0, |(place, _)| place);
             self.askers[place] = asker;
             place
         });
         let asker = &mut self.askers[place];
-        let lost = (published - asker.at.min(published)) / LOSS;
+        let meanwhile = published.of_each(asker.at, u64::saturating_sub);
+        let left = asker.demand.of_each(meanwhile, u64::saturating_sub);
         // Bounded, so that it is forgiven after a while.
-        asker.demand = (asker.demand.saturating_sub(lost) + messages + ASKING).min(2 * BURST);
+        asker.demand = left.of_each(asked, |left, asked| (left + LOSS * asked).min(2 * LOSS * BURST));
         asker.at = published;
         asker.demand
     }
@@ -192,14 +210,14 @@ mod tests {
         ask_at(messages, published, idle, FRAME)
     }
 
-    /// The same, where a REPAIR frame takes as long as given.
+    /// The same, where a REPAIR frame takes as long as given. One message a frame.
     fn ask_at(messages: u64, published: u64, idle: Nanos, repair: Nanos) -> (u64, u64) {
         let mut share = Share::new(0);
         let (mut now, mut repairs, mut naks, mut waiting) = (0, 0, 0, 0);
         for turn in 0..10_000 {
             let piece = messages.div_ceil(40) as u32;
             let pieces = (0..messages as u32 / piece).filter_map(|i| SeqRange::of(Seq(i * piece + 1), piece));
-            let read = share.admits(ASKER, pieces, turn * published);
+            let read = share.admits(ASKER, pieces, amount(turn * published, 1));
             waiting += if read { messages } else { 0 };
             share.turn(now);
             // Whoever looks at the clock once may have two turns.
@@ -213,6 +231,30 @@ mod tests {
             now += published * FRAME + sent * repair + u64::from(read) * 4 * FRAME + idle;
         }
         (repairs, naks)
+    }
+
+    fn amount(frames: u64, messages_each: u64) -> Amount {
+        Amount {
+            messages: frames * messages_each,
+            frames,
+        }
+    }
+
+    /// Of a million frames of a stream that takes all there is, one in `every` is lost, and asked for in a NAK of
+    /// its own by the range given: how many NAKs are read.
+    fn lose(every: u64, messages_each: u64, range: u32) -> u64 {
+        let mut share = Share::new(0);
+        (0..1_000_000 / every)
+            .filter(|loss| {
+                let frames = (loss + 1) * every;
+                share.turn(frames * FRAME);
+                share.published(every);
+                let range = SeqRange::of(Seq((loss * every * messages_each) as u32 + 1), range);
+                let read = share.admits(ASKER, range.into_iter(), amount(frames, messages_each));
+                share.repaired(share.budget().min(1) as u64, false);
+                read
+            })
+            .count() as u64
     }
 
     #[test]
@@ -240,6 +282,24 @@ mod tests {
         // One message in 16, and what a NAK counts besides; one frame each.
         let (repairs, naks) = ask(64, 1024, 0);
         assert_eq!((repairs, naks), (640_000, 10_000));
+    }
+
+    #[test]
+    fn one_lost_frame_in_ten_is_no_greed_however_many_messages_a_frame_has() {
+        for messages in [1, 21] {
+            assert_eq!(
+                lose(10, messages, messages as u32),
+                100_000,
+                "{messages} messages a frame"
+            );
+        }
+    }
+
+    #[test]
+    fn a_frame_for_each_message_is_greed_where_frames_have_many() {
+        // One message in 84, but a range for every fourth frame.
+        let read = lose(4, 21, 1);
+        assert!((65_536..200_000).contains(&read), "{read}");
     }
 
     #[test]
