@@ -35,6 +35,13 @@ impl Pool {
         self.0.borrow_mut().pop()
     }
 
+    /// Takes a buffer back from one of its owners; it is free when the last has given it.
+    pub(super) fn put(&self, buffer: Buffer) {
+        if Rc::strong_count(&buffer) == 1 {
+            self.0.borrow_mut().push(buffer);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
     }
@@ -74,10 +81,8 @@ impl AsRef<[u8]> for UdpFrame {
 
 impl Drop for UdpFrame {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take()
-            && Rc::strong_count(&buffer) == 1
-        {
-            self.pool.0.borrow_mut().push(buffer);
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.put(buffer);
         }
     }
 }

@@ -7,8 +7,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::rc::Rc;
 
 use libc::{c_int, c_void, iovec, mmsghdr, sockaddr_in, socklen_t};
+
+use super::frame::{Buffer, Pool};
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {
@@ -189,47 +192,83 @@ pub(super) struct Received {
     pub(super) truncated: bool,
 }
 
-/// Receives several datagrams with one system call.
-pub(super) struct ReceiveBatch(Arrays);
+/// Receives several datagrams with one system call, each into the buffer of a slot.
+pub(super) struct ReceiveBatch {
+    arrays: Arrays,
+    /// What the vectors point at, and nobody else: a vector without a buffer is of length 0.
+    slots: Box<[Option<Buffer>]>,
+}
 
 impl ReceiveBatch {
     pub(super) fn new(len: usize) -> Self {
-        ReceiveBatch(Arrays::new(len))
+        ReceiveBatch {
+            arrays: Arrays::new(len),
+            slots: vec![None; len].into(),
+        }
     }
 
-    /// Fills `buffers` in turn, one with each datagram or run; returns how many. Does not block.
-    pub(super) fn receive<'b>(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        buffers: impl Iterator<Item = &'b mut [u8]>,
-    ) -> io::Result<usize> {
-        let mut n = 0;
-        for buffer in buffers.take(self.0.len()) {
-            self.0.vectors[n] = iovec {
-                iov_base: buffer.as_mut_ptr().cast(),
-                iov_len: buffer.len(),
-            };
-            self.0.link(n, size_of::<Control>());
-            n += 1;
+    /// Puts free buffers into the first `want` slots, and returns how many have one.
+    pub(super) fn prepare(&mut self, want: usize, pool: &Pool) -> usize {
+        for i in 0..want {
+            if self.slots[i].is_none() {
+                // The slots behind may hold the last free buffers.
+                let buffer = pool
+                    .take()
+                    .or_else(|| (i + 1..self.slots.len()).find_map(|behind| self.take(behind)));
+                let Some(buffer) = buffer else { return i };
+                self.put(i, buffer);
+            }
         }
-        // SAFETY: the first `n` headers point into the arrays, which are not moved or touched during
-        // the call, and at buffers that are borrowed exclusively for longer than the call.
+        want
+    }
+
+    fn put(&mut self, i: usize, mut buffer: Buffer) {
+        let bytes = Rc::get_mut(&mut buffer).expect("a free buffer has one owner");
+        self.arrays.vectors[i] = iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        self.arrays.link(i, size_of::<Control>());
+        self.slots[i] = Some(buffer);
+    }
+
+    /// Takes the buffer out of a slot.
+    pub(super) fn take(&mut self, i: usize) -> Option<Buffer> {
+        self.arrays.vectors[i].iov_len = 0;
+        self.slots[i].take()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.iter().all(Option::is_none)
+    }
+
+    /// Fills the buffers of the first `n` slots in turn, one with each datagram or run; returns how many,
+    /// whose buffers are then to be taken out. Does not block.
+    pub(super) fn receive(&mut self, fd: BorrowedFd<'_>, n: usize) -> io::Result<usize> {
+        let headers = &mut self.arrays.headers[..n];
+        // SAFETY: the headers point into the arrays, which are not moved or touched during the call, and
+        // at buffers that the slots own alone, or at nothing.
         let result = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),
-                self.0.headers.as_mut_ptr(),
-                n as _,
+                headers.as_mut_ptr(),
+                headers.len() as _,
                 libc::MSG_DONTWAIT as _,
                 ptr::null_mut(),
             )
         };
-        check(result).map(|n| n as usize)
+        check(result).map(|n| n as usize).inspect_err(|_| {
+            // Nobody promises that a call that brings nothing leaves the header that it looked at alone.
+            if n > 0 {
+                self.arrays.link(0, size_of::<Control>());
+            }
+        })
     }
 
-    /// What the last call put into buffer `i`, which must be below its result.
+    /// What the last call put into slot `i`, which must be below its result.
     pub(super) fn received(&self, i: usize) -> Received {
-        let header = &self.0.headers[i];
-        let name = &self.0.names[i];
+        let header = &self.arrays.headers[i];
+        let name = &self.arrays.names[i];
         let len = header.msg_len as usize;
         let mut segment = len;
         // SAFETY: the control pointer and length are those that `receive` set and the kernel then
