@@ -139,7 +139,8 @@ impl Port for BarePort {
     }
 
     fn send(&mut self, word: u64, size: usize, count: usize) -> Result<usize> {
-        if self.to_send.len() < count {
+        // As the engine, in lots: the frames that were sent last are in the cache, and are the next to be written.
+        if RING as usize - self.to_send.len() >= BATCH {
             self.reap();
         }
         let first = self.to_send.len() - count.min(self.to_send.len());
