@@ -468,6 +468,18 @@ impl Server {
         (sent, blocked)
     }
 
+    /// Messages dropped because no frame of this link takes them.
+    #[must_use]
+    pub fn oversize(&self) -> u64 {
+        self.stats.oversize
+    }
+
+    /// Whether all that was taken from the source is kept: it outlives this server if the store does.
+    #[must_use]
+    pub fn keeps_all(&self) -> bool {
+        !self.failed && self.pending.as_ref().is_none_or(|pending| pending.kept)
+    }
+
     fn publish_frame(
         &mut self,
         now: Now,

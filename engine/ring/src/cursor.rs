@@ -162,15 +162,20 @@ impl ReadCursor {
         self.head
     }
 
+    /// How many bytes from [`Self::head`] on belong to the consumer. Looks for new ones when all seen
+    /// bytes are consumed.
     #[inline]
-    /// How many bytes from [`Self::head`] on belong to the consumer. When all seen bytes are
-    /// consumed it first gives them back and then looks for new ones.
     pub(crate) fn available(&mut self, shared: &Indices) -> u64 {
-        if self.tail == self.head {
-            self.release(shared);
+        if self.is_spent() {
             self.tail = shared.producer.position.load(Ordering::Acquire);
         }
         self.tail.wrapping_sub(self.head)
+    }
+
+    /// Whether all seen bytes are consumed.
+    #[inline]
+    pub(crate) fn is_spent(&self) -> bool {
+        self.tail == self.head
     }
 
     /// Consumes up to position `to`; the producer learns of it with the next [`Self::release`].
@@ -235,6 +240,9 @@ mod tests {
             let mut expected = 1;
             loop {
                 let finished = ring.indices.finished(cursor.head());
+                if cursor.is_spent() {
+                    cursor.release(&ring.indices);
+                }
                 let n = cursor.available(&ring.indices);
                 assert!(n <= CAPACITY);
                 assert!(!finished || n == 0);

@@ -373,6 +373,9 @@ impl Consumer {
     /// The oldest message, without consuming it; `None` when there is none or the lane is corrupt.
     #[inline]
     pub fn peek(&mut self) -> Option<Entry<'_>> {
+        if self.cursor.is_spent() {
+            self.flush();
+        }
         let Located { offset, len, tag } = self.locate()?;
         let bytes = self.bytes(offset, len);
         Some(Entry { tag, bytes })

@@ -77,7 +77,8 @@ impl Guarded {
         Some(located)
     }
 
-    /// Consumes the message that [`Self::peek`] showed; does nothing when none was.
+    /// Consumes the message that [`Self::peek`] showed; does nothing when none was. For the producer it is
+    /// not taken before the next [`Self::flush`]: until then it would give it to the next reader if this one died.
     #[inline]
     pub fn advance(&mut self) {
         if self.copied.take().is_some() {

@@ -254,6 +254,7 @@ mod shared {
             lane.advance();
         }
         lane.flush();
+        lane.flush();
         all
     }
 
@@ -324,6 +325,10 @@ mod shared {
             lane.peek().unwrap();
             lane.advance();
             lane.flush();
+            // What was read and not given back counts as not taken, even when all was read.
+            while lane.peek().is_some() {
+                lane.advance();
+            }
             drop(lane);
             assert!(producer.is_closed() && !producer.is_drained());
             let mut tags = Vec::new();

@@ -43,6 +43,8 @@ pub(in crate::node) struct Publish {
     table: usize,
     /// Gone once it has ended.
     source: Option<Feed>,
+    /// Messages were taken from it, and it was not told.
+    took: bool,
     at_end: AtEnd,
     /// Nothing can be sent before this time.
     retry_at: Nanos,
@@ -134,6 +136,7 @@ impl Publish {
             store,
             table: config.table,
             source: program,
+            took: false,
             at_end: config.source.at_end,
             retry_at: with.now.mono + wait,
             resumed_at,
@@ -210,8 +213,12 @@ impl Publish {
         let mut sent = 0;
         if let Some(source) = self.source.as_mut().filter(|_| now.mono >= self.retry_at) {
             let blocked;
+            let before = self.server.oversize();
             (sent, blocked) = self.server.publish(now, PUBLISH_BUDGET, source, &mut self.store, out);
-            if sent > 0 {
+            self.took |= sent > 0 || self.server.oversize() != before;
+            // Not before it is kept: what was not taken, programs give to the next engine if this one is killed.
+            if self.took && self.server.keeps_all() {
+                self.took = false;
                 source.taken();
             }
             self.note(now, sent, blocked.map(Waiting::of));
