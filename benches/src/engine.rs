@@ -68,6 +68,20 @@ fn fault(drop: f64) -> Fault {
     }
 }
 
+/// An engine that publishes this end's stream and receives the other's. All settings but `idle` and those of
+/// the link, which stands for what the text says of it, are the engine's defaults.
+pub(crate) fn config(side: &Side, more: &str) -> Result<Config> {
+    let text = format!(
+        "[engine]\nname = \"bench\"\ninterface = \"{}\"\n{more}\n\
+         [[publish]]\nstream = \"{}\"\nsource = {{ program = true }}\n\
+         [[subscribe]]\nstream = \"{}\"\nsink = {{ program = true }}\n",
+        side.interface,
+        stream(side.end),
+        stream(side.end.other())
+    );
+    Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))
+}
+
 /// A link without a protocol above it.
 pub(crate) struct LinkPort<L> {
     link: L,
@@ -121,7 +135,7 @@ impl<L: Link> Port for LinkPort<L> {
     }
 }
 
-fn counters(stats: LinkStats) -> Counters {
+pub(crate) fn counters(stats: LinkStats) -> Counters {
     Counters {
         frames: stats.sent,
         syscalls: stats.syscalls,
@@ -255,17 +269,9 @@ impl<L: Link> EnginePort<L> {
         Ok(port)
     }
 
-    /// All settings but those of the link are the engine's defaults.
     pub(crate) fn open(side: &Side, (link, may_hold): (L, u32)) -> Result<EnginePort<L>> {
-        // The link stands for what the text says of it.
         let (ours, theirs) = (stream(side.end), stream(side.end.other()));
-        let text = format!(
-            "[engine]\nname = \"bench\"\ninterface = \"{}\"\nidle = \"spin\"\n\
-             [[publish]]\nstream = \"{ours}\"\nsource = {{ program = true }}\n\
-             [[subscribe]]\nstream = \"{theirs}\"\nsink = {{ program = true }}\n",
-            side.interface
-        );
-        let config = Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))?;
+        let config = config(side, "idle = \"spin\"")?;
         let outgoing = Rc::new(Outgoing::default());
         let publisher = Publisher::new(Rc::clone(&outgoing));
         let seen = Rc::new(Seen::default());

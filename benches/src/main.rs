@@ -19,6 +19,7 @@ mod log;
 mod network;
 mod pair;
 mod plot;
+mod programs;
 mod results;
 mod rings;
 mod seals;
@@ -64,7 +65,7 @@ struct Cli {
     /// Milliseconds of one measurement.
     #[arg(long)]
     ms: Option<u64>,
-    /// Only contenders whose name contains this.
+    /// Only contenders whose name contains this, or one of several texts with `|` between them.
     #[arg(long, default_value = "")]
     only: String,
     /// On the network only tasks whose name contains this.
@@ -83,6 +84,11 @@ struct Cli {
     /// Leave out rings, subjects, seals and log.
     #[arg(long)]
     no_memory: bool,
+}
+
+/// Whether `--only` asks for a contender.
+fn is_wanted(only: &str, contender: &str) -> bool {
+    only.split('|').any(|part| contender.contains(part))
 }
 
 fn main() -> ExitCode {
@@ -158,7 +164,7 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
     for ring in rings::Ring::ALL
         .iter()
         .copied()
-        .filter(|ring| ring.name().contains(&cli.only))
+        .filter(|ring| is_wanted(&cli.only, ring.name()))
     {
         for load in rings::Load::ALL {
             if !load.name().contains(&cli.task) {
@@ -178,7 +184,7 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
     }
     for (count, what) in subjects::SUBJECTS {
         for finder in subjects::Finder::ALL {
-            if finder.name().contains(&cli.only) {
+            if is_wanted(&cli.only, finder.name()) {
                 let limit = against(subjects::Finder::HashMap.name(), what).filter(|l| l.contender != finder.name());
                 let rate = subjects::find(finder, count, cores[0], time)?;
                 results.add_rate(name(SUBJECTS, finder.name(), what, limit), rate);
@@ -186,13 +192,13 @@ fn memory_round(cli: &Cli, cores: [core_affinity::CoreId; 2], time: Duration, re
         }
     }
     for (size, what) in seals::SIZES {
-        for work in seals::Work::ALL.into_iter().filter(|w| w.name().contains(&cli.only)) {
+        for work in seals::Work::ALL.into_iter().filter(|w| is_wanted(&cli.only, w.name())) {
             let limit = against(seals::Work::Blake3.name(), what).filter(|l| l.contender != work.name());
             let rate = seals::rate(work, size, cores[0], time)?;
             results.add_rate(name(SEALS, work.name(), what, limit), rate);
         }
     }
-    if !"append log".contains(&cli.only) {
+    if !is_wanted(&cli.only, "append log") {
         return Ok(());
     }
     let whats = ["append 64 B", "append 256 B", "append 1400 B"];

@@ -10,14 +10,25 @@ use crate::duel::{self, BATCH, FULL_COUNT, FULL_FRAME, LARGE, LARGE_FRAME, Outco
 use crate::engine::{self, EnginePort, LinkPort};
 use crate::kernel::{How, KernelPort};
 use crate::pair::Pair;
+use crate::programs::{Apart, InTurn};
 use crate::results::{Limit, Name, Results};
-use crate::{ONE_WAY, RATE, REPAIR, ROUND_TRIP};
+use crate::{ONE_WAY, RATE, REPAIR, ROUND_TRIP, is_wanted};
 
 /// A phase and the names of its row.
 struct Task {
     phase: Phase,
     what: &'static str,
     against: Option<Limit>,
+}
+
+impl Task {
+    /// The limit has messages of the same kind: they are not counted by frames.
+    fn one_by_one(mut self) -> Task {
+        if let Some(limit) = &mut self.against {
+            limit.per_frame = 1;
+        }
+        self
+    }
 }
 
 /// Tasks that several contenders share.
@@ -100,10 +111,13 @@ const DRIVER: &str = "bare AF_XDP, driver";
 const GENERIC: &str = "bare AF_XDP, generic";
 const KERNEL: &str = "kernel UDP";
 
-/// Calls of [`Turn::take`] in a round.
-const CONTENDERS: u32 = if cfg!(feature = "xdp") { 14 } else { 7 };
+/// How the names of contenders begin that are programs beside engines.
+pub(crate) const BESIDE: [&str; 2] = ["programs", "threads"];
 
-/// One turn of every contender whose name contains `only`, at the tasks whose name contains
+/// Calls of [`Turn::take`] in a round.
+const CONTENDERS: u32 = if cfg!(feature = "xdp") { 19 } else { 9 };
+
+/// One turn of every contender that `only` wants, at the tasks whose name contains
 /// `task`. `patience` is the time in which disturbed
 /// measurements may be repeated; each contender has an even share of it.
 pub(crate) fn round(
@@ -169,6 +183,18 @@ pub(crate) fn round(
             turn.take(engine, &engine_tasks(limit), |side| {
                 EnginePort::open(side, engine::xdp(side, mode, 0.0)?)
             })?;
+            let programs = match mode {
+                Mode::Driver => "programs xdp, driver",
+                Mode::Generic => "programs xdp, generic",
+            };
+            turn.take(programs, &program_tasks(engine), |side| {
+                InTurn::open(side, engine::xdp(side, mode, 0.0)?)
+            })?;
+            if mode == Mode::Driver {
+                turn.take("threads xdp, driver", &[trip(SMALL, Some(engine))], |side| {
+                    Apart::open(side, move |side| engine::xdp(side, mode, 0.0))
+                })?;
+            }
         }
     }
     #[cfg(feature = "xdp")]
@@ -199,6 +225,12 @@ pub(crate) fn round(
     turn.take("Seqcast udp", &engine_tasks(RUNS), |side| {
         EnginePort::open(side, engine::udp(side, 0.0)?)
     })?;
+    turn.take("programs udp", &program_tasks("Seqcast udp"), |side| {
+        InTurn::open(side, engine::udp(side, 0.0)?)
+    })?;
+    turn.take("threads udp", &[trip(SMALL, Some("Seqcast udp"))], |side| {
+        Apart::open(side, |side| engine::udp(side, 0.0))
+    })?;
 
     for (share, xdp, udp) in [
         (0.01, "Seqcast xdp, 1% lost", "Seqcast udp, 1% lost"),
@@ -215,6 +247,23 @@ pub(crate) fn round(
         })?;
     }
     Ok(())
+}
+
+/// Programs beside the engines, held against programs within them.
+fn program_tasks(engine: &'static str) -> [Task; 4] {
+    [
+        trip(SMALL, Some(engine)),
+        paced(SMALL, Some(engine)),
+        stream(
+            SMALL,
+            FULL_COUNT,
+            BATCH,
+            MESSAGES_PACKED,
+            Some((engine, MESSAGES_PACKED)),
+        )
+        .one_by_one(),
+        stream(LARGE, 1, BATCH, MESSAGES_LARGE, Some((engine, MESSAGES_LARGE))),
+    ]
 }
 
 fn lossy_tasks(limit: &'static str) -> [Task; 3] {
@@ -243,7 +292,7 @@ impl Turn<'_> {
         open: impl Fn(&crate::pair::Side) -> Result<P> + Sync,
     ) -> Result<()> {
         let tasks: Vec<&Task> = tasks.iter().filter(|task| task.what.contains(self.task)).collect();
-        if tasks.is_empty() || !contender.contains(self.only) {
+        if tasks.is_empty() || !is_wanted(self.only, contender) {
             return Ok(());
         }
         let phases: Vec<Phase> = tasks.iter().map(|task| task.phase).collect();

@@ -61,6 +61,7 @@ pub(crate) struct Pair {
     not(feature = "xdp"),
     expect(dead_code, reason = "bare AF_XDP alone needs Ethernet addresses")
 )]
+#[derive(Clone)]
 pub(crate) struct Side {
     pub(crate) end: End,
     pub(crate) interface: String,

@@ -190,6 +190,24 @@ impl Results {
         (!ratios.is_empty()).then(|| spread(&ratios))
     }
 
+    /// What programs beside an engine add to a round trip of programs within it: the spread of the
+    /// differences within each round, ns, and of the same in round trips of the ring to them.
+    fn added(&self, row: &Row) -> Option<(Spread, Spread)> {
+        let find = |group, contender| {
+            let mut rows = self.rows.iter();
+            rows.find(|row| row.group == group && row.contender == contender && row.unit == Unit::Nanoseconds)
+        };
+        let (within, ring) = (
+            find(row.group, row.limit?.contender)?,
+            find(crate::RINGS, crate::rings::Ring::Broadcast.name())?,
+        );
+        let samples = row.samples.iter().zip(&within.samples).zip(&ring.samples);
+        let (added, rings): (Vec<f64>, Vec<f64>) = samples
+            .map(|((mine, other), ring)| (mine - other, (mine - other) / ring))
+            .unzip();
+        (!added.is_empty()).then(|| (spread(&added), spread(&rings)))
+    }
+
     /// The table for people.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
@@ -244,6 +262,23 @@ impl Results {
                     format!("{:.1}%", spread(&row.waited).median * 100.0)
                 },
             );
+        }
+        let beside = crate::network::BESIDE;
+        let trips = self.rows.iter().filter(|row| row.group == crate::ROUND_TRIP);
+        for row in trips.filter(|row| beside.iter().any(|beside| row.contender.starts_with(beside))) {
+            if let Some((added, rings)) = self.added(row) {
+                let _ = writeln!(
+                    text,
+                    "\n{} add {:.2} us ({:.2}-{:.2}) to a round trip: {:.1} ({:.1}-{:.1}) round trips of the ring",
+                    row.contender,
+                    added.median / 1e3,
+                    added.min / 1e3,
+                    added.max / 1e3,
+                    rings.median,
+                    rings.min,
+                    rings.max
+                );
+            }
         }
         let of = |field: fn(&Jitter) -> f64| spread(&self.jitter.iter().map(field).collect::<Vec<_>>());
         let (lost, one, ten, hundred) = (
