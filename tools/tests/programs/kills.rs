@@ -286,7 +286,10 @@ fn kills_at_random_cost_nobody_else_a_message() {
         let (received, backs, others) = reader.join().unwrap();
         assert_eq!(received, published, "seed {seed}");
         // An engine may be killed before the reader has found it.
-        assert!((1..=engines).contains(&backs), "{backs} of {engines} engines, seed {seed}");
+        assert!(
+            (1..=engines).contains(&backs),
+            "{backs} of {engines} engines, seed {seed}"
+        );
         assert!(others > 0);
         (engines, running)
     });
