@@ -2,12 +2,13 @@
 //! anonymous memory that is there already, and what the background threads use.
 //!
 //! ```text
-//! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS]]
+//! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS [BYTES]]]
 //! ```
 //! Policies are run in turn, round after round, so that a noisy machine hits all alike; the table
 //! has the median over the rounds. The appender is pinned to core 0, the background threads to
 //! core 1. Each append is timed by itself, at the time it was due or as soon as possible after.
-//! The log is bounded to 256 MiB by releasing, as segments in long use are: recycled.
+//! The log is bounded to 256 MiB by releasing, as segments in long use are: recycled. BYTES: only records
+//! of so many.
 
 use std::fs;
 use std::hint::spin_loop;
@@ -43,24 +44,27 @@ struct Run {
     rate: f64,
     /// Cores used by the background threads.
     background: f64,
-    /// Cores used by the appender within the kernel.
+    /// Pages a second that the appender had to wait for.
     faults: f64,
 }
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let dir = args.next().context("usage: append_latency DIR [SECONDS [ROUNDS]]")?;
+    let dir = args
+        .next()
+        .context("usage: append_latency DIR [SECONDS [ROUNDS [BYTES]]]")?;
     let seconds: u64 = args.next().map_or(Ok(4), |s| s.parse()).context("SECONDS")?;
     let rounds: usize = args.next().map_or(Ok(5), |s| s.parse()).context("ROUNDS")?;
+    let only: Option<usize> = args.next().map(|s| s.parse()).transpose().context("BYTES")?;
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let [ours, helpers, ..] = cores[..] else {
         bail!("needs two cores");
     };
     println!(
-        "| record, rate | sync | p50 ns | p99 ns | of memory's | p99.9 ns | of memory's | p99.99 ns | reached, M/s | background, cores | appender in kernel, cores |"
+        "| record, rate | sync | p50 ns | p99 ns | of memory's | p99.9 ns | of memory's | p99.99 ns | reached, M/s | background, cores | appender's faults/s |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for (bytes, rate) in LOADS {
+    for (bytes, rate) in LOADS.into_iter().filter(|load| only.is_none_or(|only| load.0 == only)) {
         let mut runs = vec![Vec::new(); POLICIES.len()];
         for _ in 0..rounds {
             for (at, (_, sync)) in POLICIES.into_iter().enumerate() {
@@ -92,7 +96,7 @@ fn main() -> Result<()> {
                 middle(&mut values)
             };
             println!(
-                "| {bytes} B, {rate}/s | {name} | {} | {} | {:.2} | {} | {:.2} | {} | {:.2} | {:.3} | {:.3} |",
+                "| {bytes} B, {rate}/s | {name} | {} | {} | {:.2} | {} | {:.2} | {} | {:.2} | {:.3} | {:.0} |",
                 median(|r| r.p50 as f64),
                 median(|r| r.p99 as f64),
                 ratio(|r| r.p99),
@@ -179,7 +183,7 @@ fn paced(rate: u64, seconds: u64, mut append: impl FnMut(u64) -> Result<Duration
     let start = Instant::now();
     for n in 0..warm + total {
         if n == warm {
-            before = (background()?, in_kernel()?, Instant::now());
+            before = (background()?, faults()?, Instant::now());
         }
         let due = start + Duration::from_nanos(gap * n / rate);
         while Instant::now() < due {
@@ -198,15 +202,14 @@ fn paced(rate: u64, seconds: u64, mut append: impl FnMut(u64) -> Result<Duration
         p9999: histogram.value_at_quantile(0.9999),
         rate: total as f64 / wall,
         background: (background()? - before.0) / wall,
-        faults: (in_kernel()? - before.1) / wall,
+        faults: (faults()? - before.1) / wall,
     })
 }
 
-/// User and system time of a task, in clock ticks of 10 ms.
-fn ticks(stat: &str) -> Option<(f64, f64)> {
-    let fields = stat.rsplit_once(')')?.1;
-    let mut fields = fields.split_whitespace().skip(11);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+/// A field of a task's `stat`, counted from the state on.
+fn field(stat: &str, at: usize) -> Result<f64> {
+    let fields = stat.rsplit_once(')').context("task stat")?.1;
+    Ok(fields.split_whitespace().nth(at).context("task stat")?.parse()?)
 }
 
 /// Processor time of all threads but this one, in seconds.
@@ -217,14 +220,14 @@ fn background() -> Result<f64> {
         if task.file_name().to_string_lossy() == std::process::id().to_string() {
             continue;
         }
-        let (user, system) = ticks(&fs::read_to_string(task.path().join("stat"))?).context("task stat")?;
-        sum += (user + system) / 100.0;
+        let stat = fs::read_to_string(task.path().join("stat"))?;
+        // User and system time, in clock ticks of 10 ms.
+        sum += (field(&stat, 11)? + field(&stat, 12)?) / 100.0;
     }
     Ok(sum)
 }
 
-/// Processor time of this thread in the kernel, in seconds.
-fn in_kernel() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/thread-self/stat")?;
-    Ok(ticks(&stat).context("thread stat")?.1 / 100.0)
+/// Page faults of this thread that needed no disk.
+fn faults() -> Result<f64> {
+    field(&fs::read_to_string("/proc/thread-self/stat")?, 7)
 }

@@ -10,34 +10,65 @@ use super::pool::Spare;
 use super::{Background, lock};
 use crate::index::{self, CHUNK_BYTES};
 use crate::mapping::{Mapping, Pages};
-use crate::segment::{self, Header, Mapped, Position, Segment};
+use crate::segment::{self, Header, Mapped, Segment};
 
-/// How far ahead of the writer pages are touched, and how often it asks for more.
-const AHEAD: u32 = 4 << 20;
-pub(crate) const STEP: u32 = 1 << 20;
+/// How far ahead of the writer pages are touched, and how often it asks for more. Asking takes the
+/// writer a system call that may have to wake a core, so it is rare; and what is there when it asks
+/// covers the time for which the disk may keep the helper waiting.
+const AHEAD: u32 = 16 << 20;
+pub(crate) const STEP: u32 = 8 << 20;
+/// How far a new segment is touched before it can be taken.
+const FIRST: u32 = 4 << 20;
+/// How much is touched at a time. The kernel holds a lock for so long that the writer may need.
+const PIECE: u32 = 1 << 20;
 /// How long to wait before space is asked for again on a full disk.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 
 /// How far the pages of a new segment of `length` bytes are touched.
 pub(crate) fn touched_first(length: u32) -> u32 {
-    length.min(AHEAD)
+    length.min(FIRST)
 }
 
 /// What is prepared for the appender.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
+    /// The segment that is appended to.
     current: Option<Current>,
+    /// The one after it, once it is made.
+    next: Option<Current>,
     /// When to try again what could not be made.
     retry_at: Option<Instant>,
 }
 
-/// The segment that is appended to.
+/// A segment whose pages are touched.
 #[derive(Debug)]
 pub(super) struct Current {
     pub(super) number: u32,
     pub(super) pages: Pages,
     /// How far its pages are touched.
     pub(super) touched: u32,
+}
+
+impl Current {
+    /// Touches a piece of what lies between `from` and `to`; returns whether there was any. Old kernels
+    /// cannot: there the whole segment was touched when it was made.
+    fn touch(&mut self, from: u32, to: u32) -> bool {
+        let from = from.max(self.touched);
+        let to = to.min(self.pages.len() as u32).min(from.saturating_add(PIECE));
+        if from >= to || self.pages.populate(from as usize..to as usize).is_err() {
+            return false;
+        }
+        self.touched = to;
+        true
+    }
+}
+
+impl Ahead {
+    /// Makes `new` the segment that is appended to.
+    fn lead(&mut self, new: Current) {
+        let made = self.next.take_if(|next| next.number == new.number);
+        self.current = Some(made.unwrap_or(new));
+    }
 }
 
 impl Background {
@@ -132,7 +163,9 @@ impl Background {
         self.touch_ahead(&mut ahead);
         let now = Instant::now();
         let retry = self.space.swap(false, Ordering::AcqRel) || ahead.retry_at.is_some_and(|at| at <= now);
-        if !self.prepare(retry) {
+        let missing = self.prepare(&mut ahead, retry);
+        self.touch_ahead(&mut ahead);
+        if !missing {
             ahead.retry_at = None;
         } else if retry || ahead.retry_at.is_none() {
             ahead.retry_at = Some(now + RETRY);
@@ -141,31 +174,38 @@ impl Background {
     }
 
     /// Makes what was asked for; returns whether something could not be made.
-    fn prepare(&self, retry: bool) -> bool {
-        let no_segment = self.segment.fill(retry, |n| self.make_segment(n));
+    fn prepare(&self, ahead: &mut Ahead, retry: bool) -> bool {
+        let no_segment = self.segment.fill(retry, |number| {
+            let segment = self.make_segment(number)?;
+            ahead.next = segment.mapped.get().map(|mapped| Current {
+                number,
+                pages: mapped.map.pages(),
+                touched: touched_first(segment.length),
+            });
+            Ok(segment)
+        });
         let no_chunk = self.chunk.fill(retry, |n| self.make_chunk(n));
         no_segment || no_chunk
     }
 
     /// Touches the pages that the appender is about to reach.
     fn touch_ahead(&self, ahead: &mut Ahead) {
-        let tail = Position(self.tail.load(Ordering::Acquire));
-        if let Some(new) = lock(&self.lead).take() {
-            ahead.current = Some(new);
-        }
-        let Some(current) = ahead.current.as_mut().filter(|c| c.number == tail.segment()) else {
-            return;
-        };
-        let length = current.pages.len() as u32;
-        let mut from = current.touched.max(tail.offset());
-        while from < length && from < tail.offset().saturating_add(AHEAD) {
-            let to = length.min(from.saturating_add(STEP));
-            if current.pages.populate(from as usize..to as usize).is_err() {
-                return; // An old kernel; the whole segment was touched when it was made.
+        loop {
+            if let Some(new) = lock(&self.lead).take() {
+                ahead.lead(new);
             }
-            from = to;
+            let tail = self.tail();
+            let Some(current) = ahead.current.as_mut().filter(|c| c.number == tail.segment()) else {
+                return;
+            };
+            let reach = tail.offset().saturating_add(AHEAD);
+            let beyond = reach.saturating_sub(current.pages.len() as u32);
+            let touched =
+                current.touch(tail.offset(), reach) || ahead.next.as_mut().is_some_and(|n| n.touch(0, beyond));
+            if !touched {
+                return;
+            }
         }
-        current.touched = from;
     }
 
     /// Removes what was made ahead and not used.
