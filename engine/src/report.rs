@@ -158,6 +158,12 @@ counts! {
         round_trip_ns: Gauge,
         /// Sessions that ended.
         sessions_ended: Counter,
+        /// Bytes that wait for the sink's thread; 0 without one.
+        sink_used: Gauge,
+        /// Bytes for which there is room on the way to it.
+        sink_size: Gauge,
+        /// Programs that fetch what they missed, or what was before them.
+        catching_up: Gauge,
     }
 }
 
@@ -230,6 +236,14 @@ counts! {
         oversize: Counter,
         /// Messages skipped at the start because an earlier run had published them.
         resumed_at: Gauge,
+        /// Lanes that messages come through: one for each program, or that of the source's thread.
+        lanes: Gauge,
+        /// Bytes that wait in them.
+        lane_used: Gauge,
+        /// Bytes for which there is room in them.
+        lane_size: Gauge,
+        /// How full the fullest is, in parts of a hundred.
+        lane_fullest: Gauge,
     }
 }
 
@@ -255,6 +269,38 @@ impl Deref for PublicationReport {
     }
 }
 
+counts! {
+    /// Counters of a feed published in MoldUDP64 or MoldUDP.
+    pub struct MoldSinkCounts {
+        /// The next number of the last session.
+        next: Gauge,
+        /// Messages sent for the first time.
+        messages: Counter,
+        /// Packets that they came in.
+        packets: Counter,
+        /// Heartbeats sent.
+        heartbeats: Counter,
+        /// Packets sent that say the end of a session.
+        ends: Counter,
+        /// Packets that the kernel had no room for; receivers ask for them.
+        dropped: Counter,
+        /// Requests received.
+        requests: Counter,
+        /// Requests answered.
+        answers: Counter,
+        /// Messages in the answers.
+        answered_messages: Counter,
+        /// Requests for what is not there, or not any more.
+        absent: Counter,
+        /// Requests of askers that had enough.
+        limited: Counter,
+        /// Requests of askers that may not ask.
+        not_allowed: Counter,
+        /// Datagrams that are no requests.
+        malformed: Counter,
+    }
+}
+
 /// A feed published in MoldUDP64 or MoldUDP.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -265,32 +311,47 @@ pub struct MoldSinkReport {
     pub requests_at: String,
     /// The last session.
     pub session: String,
-    /// Its next number.
-    pub next: u64,
-    /// Messages sent for the first time, and the packets that they came in.
-    pub messages: u64,
-    /// See `messages`.
-    pub packets: u64,
-    /// Heartbeats sent.
-    pub heartbeats: u64,
-    /// Packets sent that say the end of a session.
-    pub ends: u64,
-    /// Packets that the kernel had no room for; receivers ask for them.
-    pub dropped: u64,
-    /// Requests received.
-    pub requests: u64,
-    /// Of these: answered, with so many messages.
-    pub answers: u64,
-    /// See `answers`.
-    pub answered_messages: u64,
-    /// Of these: for what is not there, or not any more.
-    pub absent: u64,
-    /// Of these: from askers that had enough.
-    pub limited: u64,
-    /// Of these: from askers that may not ask.
-    pub not_allowed: u64,
-    /// Datagrams that are no requests.
-    pub malformed: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: MoldSinkCounts,
+}
+
+counts! {
+    /// Counters of a feed in MoldUDP64 or MoldUDP that is received.
+    pub struct MoldSourceCounts {
+        /// The next number of the last session.
+        next: Gauge,
+        /// Packets of line A.
+        packets_a: Counter,
+        /// Packets of line B.
+        packets_b: Counter,
+        /// Messages handed on.
+        messages: Counter,
+        /// Of these, those that a request brought.
+        repaired: Counter,
+        /// Packets all of whose messages had come before.
+        duplicates: Counter,
+        /// Gaps that opened.
+        gaps: Counter,
+        /// Messages given up.
+        lost: Counter,
+        /// Requests sent.
+        requests: Counter,
+        /// Of these, those that nobody answered in time.
+        unanswered: Counter,
+        /// Packets that found no room to wait; asked for later.
+        overruns: Counter,
+        /// Datagrams that are no packets.
+        malformed: Counter,
+        /// Packets of sessions that are over, or not wanted.
+        foreign: Counter,
+        /// Datagrams to the port for answers that are of no server asked.
+        unasked: Counter,
+        /// Smoothed time from a request to its answer; 0: not measured.
+        round_trip_ns: Gauge,
+        /// Datagrams that the kernel dropped because a receive buffer was full.
+        receive_dropped: Counter,
+    }
 }
 
 /// A feed in MoldUDP64 or MoldUDP that is received.
@@ -301,36 +362,9 @@ pub struct MoldSourceReport {
     pub group: String,
     /// The last session.
     pub session: String,
-    /// Its next number.
-    pub next: u64,
-    /// Packets of each line.
-    pub packets: [u64; 2],
-    /// Messages handed on.
-    pub messages: u64,
-    /// Of these, those that a request brought.
-    pub repaired: u64,
-    /// Packets all of whose messages had come before.
-    pub duplicates: u64,
-    /// Gaps that opened.
-    pub gaps: u64,
-    /// Messages given up.
-    pub lost: u64,
-    /// Requests sent.
-    pub requests: u64,
-    /// Of these, those that nobody answered in time.
-    pub unanswered: u64,
-    /// Packets that found no room to wait; asked for later.
-    pub overruns: u64,
-    /// Datagrams that are no packets.
-    pub malformed: u64,
-    /// Packets of sessions that are over, or not wanted.
-    pub foreign: u64,
-    /// Datagrams to the port for answers that are of no server asked.
-    pub unasked: u64,
-    /// Smoothed time from a request to its answer; 0: not measured.
-    pub round_trip_ns: u64,
-    /// Datagrams that the kernel dropped because a receive buffer was full.
-    pub receive_dropped: u64,
+    /// Its counters.
+    #[serde(flatten)]
+    pub counts: MoldSourceCounts,
 }
 
 counts! {
@@ -344,6 +378,10 @@ counts! {
         stored_up_to: Gauge,
         /// The same for what a loss of power cannot take any more.
         synced_up_to: Gauge,
+        /// Nanoseconds for which stored messages have waited for the disk; 0 when all are there.
+        unsynced_ns: Gauge,
+        /// Of these, what is beyond `sync_ms`: the disk cannot follow, or fails; 0 with `sync_ms = 0`.
+        sync_late_ns: Gauge,
         /// Records stored by this run.
         records: Counter,
         /// Messages that came by repair.
@@ -366,6 +404,8 @@ counts! {
         damaged: Counter,
         /// ACK frames sent.
         acks: Counter,
+        /// NAK frames sent.
+        naks: Counter,
         /// NAK frames answered.
         naks_answered: Counter,
         /// Ranges that one multicast repair answered together with another requester's.

@@ -40,9 +40,20 @@ fn tshark(file: &Path, arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
+const HOSTS: [&str; 3] = ["server", "archive", "client1"];
+
 #[test]
 fn what_an_engine_sends_and_receives_is_captured_and_dissected() {
-    let world = World::at(Place::Loopback, &["server", "archive", "client1"], MESSAGES);
+    capture_all(&World::at(Place::Loopback, &HOSTS, MESSAGES));
+}
+
+/// tcpdump sees nothing of it. Needs root.
+#[test]
+fn what_goes_over_af_xdp_is_captured_as_well() {
+    capture_all(&World::new(&HOSTS, MESSAGES));
+}
+
+fn capture_all(world: &World) {
     let archive = world.start("archive", false, &world.archive());
     let interface = world.lab.host("client1").unwrap().interface();
     let more = format!(
@@ -51,7 +62,7 @@ fn what_an_engine_sends_and_receives_is_captured_and_dissected() {
     );
     let mut client = world.start_on("client1", interface, "client1", &more, &world.client("client1", true));
     let [all, repairs] = ["all.pcapng", "repairs.pcapng"].map(|name| world.path(name));
-    let mut whole = capture(&world, "all", &["--out", all.to_str().unwrap()]);
+    let mut whole = capture(world, "all", &["--out", all.to_str().unwrap()]);
     let numbers = [
         "--kind",
         "nak,repair",
@@ -60,7 +71,7 @@ fn what_an_engine_sends_and_receives_is_captured_and_dissected() {
         "--out",
         repairs.to_str().unwrap(),
     ];
-    let mut some = capture(&world, "some", &[&numbers[..], &["--stream", &world.stream]].concat());
+    let mut some = capture(world, "some", &[&numbers[..], &["--stream", &world.stream]].concat());
     let mut server = world.start("server", false, &world.server(20_000, ""));
     for process in [&mut server, &mut client, &mut whole, &mut some] {
         process.wait(LIMIT).unwrap();

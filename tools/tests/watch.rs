@@ -33,15 +33,23 @@ impl Place {
     }
 
     fn start(&self, name: &str, port: u16) -> Process {
-        let text = format!(
-            "[engine]\nname = \"{name}\"\ninterface = \"lo\"\nlink = \"udp\"\nidle = \"block\"\ncounters = \"{counters}\"\n[programs]\n\
+        let roles = format!(
+            "[programs]\n\
              [[publish]]\nstream = \"239.81.7.7:{port}\"\nsource = {{ file = \"{lines}\", format = \"lines\", rate = 20000, at_end = \"stay\" }}\n\
              [[archive]]\nstream = \"239.81.7.7:{port}\"\ndir = \"{archive}\"\n\
              [[subscribe]]\nstream = \"239.81.7.7:{port}\"\nfrom = \"session\"\nsink = {{ file = \"{out}\" }}\n",
-            counters = self.path("counters").join(name).with_extension("counters").display(),
             lines = self.lines.display(),
             archive = self.path(&format!("{name}.archive")).display(),
             out = self.path(&format!("{name}.out")).display(),
+        );
+        self.start_with(name, "", &roles)
+    }
+
+    /// An engine with more keys of `[engine]`, and these roles.
+    fn start_with(&self, name: &str, more: &str, roles: &str) -> Process {
+        let counters = self.path("counters").join(name).with_extension("counters");
+        let text = format!(
+            "[engine]\nname = \"{name}\"\ninterface = \"lo\"\nlink = \"udp\"\nidle = \"block\"\ncounters = {counters:?}\n{more}\n{roles}"
         );
         fs::create_dir_all(self.path("counters")).unwrap();
         let config = self.path(&format!("{name}.toml"));
@@ -129,6 +137,106 @@ fn a_running_engine_is_seen_and_a_killed_one_is_named() {
     terminate(one);
     terminate(three);
     assert_eq!(fs::read_dir(place.path("counters")).unwrap().count(), 0);
+}
+
+#[test]
+fn who_is_asked_how_full_lanes_are_and_what_feeds_carry_is_seen() {
+    let place = Place::new();
+    let total = |engine: &str, of: &str, name: &str| {
+        let engines = place.top();
+        let engine = engines.iter().find(|e| e["engine"] == engine).expect("its counters");
+        part(engine, of)["totals"][name].as_u64().expect(name)
+    };
+    let lines = &place.lines;
+    // A client that loses frames asks the archive, which names it.
+    let client = place.start_with(
+        "client",
+        "fault = { drop = 0.1, seed = 4 }",
+        &format!(
+            "[[subscribe]]\nstream = \"239.81.7.7:5106\"\nfrom = \"session\"\nsink = {{ file = {:?} }}\n",
+            place.path("client.out")
+        ),
+    );
+    let one = place.start("one", 5106);
+    until("the client has all", || {
+        total("client", "subscription", "messages") == 5_000
+    });
+    until("both have counted the same questions", || {
+        let engines = place.top();
+        let (client, one) = (&engines[0], &engines[1]);
+        let asked = part(client, "subscription")["asked"].as_array().unwrap().clone();
+        let naks: u64 = asked.iter().map(|peer| peer["naks"].as_u64().unwrap()).sum();
+        assert_eq!(part(client, "subscription")["totals"]["naks"], naks);
+        let from: u64 = ["archive", "publication"]
+            .iter()
+            .flat_map(|role| part(one, role)["peers"].as_array().unwrap())
+            .map(|peer| peer["naks"].as_u64().unwrap())
+            .sum();
+        // Some may have been lost on purpose.
+        naks > 0 && from > 0 && from <= naks
+    });
+    assert!(
+        place
+            .metrics()
+            .contains("seqcast_subscription_naks_to_total{engine=\"client\",stream=\"239.81.7.7:5106\",peer=\"")
+    );
+    let output = place.seqcast(&["top", "--once"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("NAKs to ") && text.contains("NAKs from "), "{text}");
+    terminate(one);
+    terminate(client);
+
+    // A source that is faster than its stream may be waits in its lane.
+    let slow = place.start_with(
+        "slow",
+        "",
+        &format!(
+            "[[publish]]\nstream = \"239.81.7.7:5107\"\nrate = {{ frames = 1 }}\n\
+             source = {{ file = {lines:?}, format = \"lines\", at_end = \"stay\" }}\n"
+        ),
+    );
+    until("messages wait in the lane", || {
+        total("slow", "publication", "lane_used") > 10_000
+    });
+    let [lanes, used, size, fullest] =
+        ["lanes", "lane_used", "lane_size", "lane_fullest"].map(|name| total("slow", "publication", name));
+    assert!(
+        lanes == 1 && used <= size && fullest <= used * 100 / size,
+        "{lanes} {used} {size} {fullest}"
+    );
+    // In order it would send what waits, a frame a second.
+    kill(slow);
+
+    // A feed, out and in.
+    let feed = "group = \"239.81.7.9:5109\"";
+    let incoming = place.start_with(
+        "in",
+        "",
+        &format!(
+            "[[publish]]\nstream = \"239.81.7.7:5110\"\n[publish.source.mold]\n{feed}\nfrom = \"session\"\nrequests = [\"127.0.0.1:5111\"]\n"
+        ),
+    );
+    let out = place.start_with(
+        "out",
+        "",
+        &format!(
+            "[[publish]]\nstream = \"239.81.7.7:5108\"\nsource = {{ file = {lines:?}, format = \"lines\", rate = 50000, at_end = \"stay\" }}\n\
+             [[subscribe]]\nstream = \"239.81.7.7:5108\"\nfrom = \"session\"\n[subscribe.sink.mold]\n{feed}\nport = 5111\nheartbeat_ms = 20\n"
+        ),
+    );
+    until("all is in again", || total("in", "feed_in", "messages") == 5_000);
+    assert_eq!(total("in", "feed_in", "lost"), 0);
+    // Its thread says now and then how things stand.
+    until("all is out", || total("out", "feed_out", "messages") == 5_000);
+    until("heartbeats are counted", || total("out", "feed_out", "heartbeats") > 0);
+    assert!(total("in", "feed_in", "packets_a") > 0);
+    assert!(
+        place
+            .metrics()
+            .contains("seqcast_feed_out_packets_total{engine=\"out\",stream=\"239.81.7.7:5108\"}")
+    );
+    terminate(out);
+    terminate(incoming);
 }
 
 /// A program of Debian's package `prometheus`, installed or only unpacked by `scripts/setup --test`; or nothing.

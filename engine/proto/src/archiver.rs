@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
-use crate::gaps::{GapConfig, Gaps, NAMED, Parties, Refuser, nak_stamp};
+use crate::gaps::{GapConfig, Gaps, NAMED, Parties, Questions, Refuser, nak_stamp};
 use crate::io::{ArchiveStore, End, Lookup, Outbox, Record, Refused, Store};
 use crate::lines::{Line, LineChange, Lines, LinesConfig, Verdict};
 use crate::ranges::RangeSet;
@@ -150,6 +150,8 @@ pub struct Archiver {
     config: ArchiverConfig,
     /// Ascending by session.
     recordings: Vec<Recording>,
+    /// Asked for all of them, also those that are gone.
+    questions: Questions,
     parties: Parties,
     lines: Option<Lines>,
     /// Where the server is over the line that is not preferred.
@@ -171,6 +173,7 @@ impl Archiver {
     pub fn new<S: ArchiveStore>(config: ArchiverConfig, now: Nanos, store: &mut S) -> Archiver {
         let mut archiver = Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
+            questions: Questions::new(),
             // There may be another archive until heartbeats have named none for long enough.
             parties: Parties::new(true),
             lines: config.lines.map(Lines::new),
@@ -235,6 +238,11 @@ impl Archiver {
         self.responder.askers()
     }
 
+    /// Who was asked for what is missing here, with the number of NAK frames.
+    pub fn asked(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
+        self.questions.by_party()
+    }
+
     /// Other limits of repairs from now on.
     pub fn set_repair(&mut self, repair: RepairConfig, now: Nanos) {
         self.responder.set_config(repair, now);
@@ -245,7 +253,7 @@ impl Archiver {
     #[must_use]
     pub fn stats(&self) -> ArchiverStats {
         ArchiverStats {
-            naks: self.recordings.iter().map(|r| r.gaps.naks).sum(),
+            naks: self.questions.all(),
             repairs: self.responder.stats(),
             ..self.stats
         }
@@ -742,6 +750,7 @@ impl Archiver {
                 let recording = &mut self.recordings[at];
                 let stamp = nak_stamp(self.config.stream, recording.session, self.config.origin);
                 recording.gaps.ask(now, Seq(u32::MAX), &self.parties, stamp, out);
+                recording.gaps.questions.pour(&mut self.questions);
             }
             due = due.min(self.recordings[at].gaps.next_due().max(now.mono + 1));
         }

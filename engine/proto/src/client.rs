@@ -277,11 +277,16 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
     }
 
+    /// Who was asked for repairs, with the number of NAK frames.
+    pub fn asked(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
+        self.gaps.questions.by_party()
+    }
+
     /// What has been seen and done so far.
     #[must_use]
     pub fn stats(&self) -> ClientStats {
         ClientStats {
-            naks: self.gaps.naks,
+            naks: self.gaps.questions.all(),
             round_trip: self.gaps.round_trip(),
             ..self.cursor.stats
         }

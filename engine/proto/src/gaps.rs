@@ -63,6 +63,63 @@ impl Default for GapConfig {
     }
 }
 
+/// Parties whose NAKs are counted one by one: all there are at a time, and some that are gone.
+const ASKED: usize = 2 * (MAX_ARCHIVES + 2);
+
+/// NAK frames sent, by whom they went to.
+#[derive(Clone, Debug)]
+pub struct Questions {
+    all: u64,
+    to: Vec<(SocketAddrV4, u64)>,
+}
+
+impl Questions {
+    /// None yet. All memory is taken now.
+    #[must_use]
+    pub fn new() -> Questions {
+        Questions {
+            all: 0,
+            to: Vec::with_capacity(ASKED),
+        }
+    }
+
+    fn note(&mut self, to: SocketAddrV4, naks: u64) {
+        self.all += naks;
+        if let Some((_, sum)) = self.to.iter_mut().find(|(party, _)| *party == to) {
+            *sum += naks;
+        } else if self.to.len() < ASKED {
+            self.to.push((to, naks));
+        } else if let Some(least) = self.to.iter_mut().min_by_key(|(_, sum)| *sum) {
+            *least = (to, naks);
+        }
+    }
+
+    /// Moves all of them to another count.
+    pub fn pour(&mut self, into: &mut Questions) {
+        self.all = 0;
+        for (to, naks) in self.to.drain(..) {
+            into.note(to, naks);
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> u64 {
+        self.all
+    }
+
+    /// Who was asked, and how often. Of more than 34 parties, those asked least are forgotten.
+    pub fn by_party(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
+        self.to.iter().copied()
+    }
+}
+
+impl Default for Questions {
+    fn default() -> Questions {
+        Questions::new()
+    }
+}
+
 /// Who can be asked.
 #[derive(Clone, Debug)]
 pub struct Parties {
@@ -323,7 +380,7 @@ pub struct Gaps {
     /// The last question asked.
     asked: u64,
     /// NAK frames sent.
-    pub naks: u64,
+    pub questions: Questions,
 }
 
 impl Gaps {
@@ -341,7 +398,7 @@ impl Gaps {
             freed: 0,
             suspected_up_to: Seq(u32::MAX),
             asked: 0,
-            naks: 0,
+            questions: Questions::new(),
             window: config.ask_window,
             config,
         }
@@ -827,7 +884,7 @@ impl Gaps {
                 .take(MAX_RANGES);
             // A frame that cannot be sent now is covered by the time-out.
             if out.send(to, |buf| stamp.ranges(buf, Kind::Nak, pieces(chosen))) {
-                self.naks += 1;
+                self.questions.note(to, 1);
             }
             let mut sent = 0;
             self.batch.retain(|b| {

@@ -212,6 +212,16 @@ impl Producer {
         LaneWatch::new(&self.region)
     }
 
+    /// How much of the lane the consumer has not given back.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        let indices = self.region.indices();
+        Fill::of(
+            indices.published().wrapping_sub(indices.taken()),
+            self.region.capacity(),
+        )
+    }
+
     /// Whether the consumer has taken all that was published.
     #[must_use]
     pub fn is_drained(&self) -> bool {
@@ -324,6 +334,32 @@ impl DerefMut for Claim<'_> {
     }
 }
 
+/// How full a lane is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Bytes that wait, headers and padding included.
+    pub used: u64,
+    /// Bytes for which there is room.
+    pub size: u64,
+}
+
+impl Fill {
+    /// In shared memory the other side can make it say anything, but no more than the lane takes.
+    fn of(used: u64, capacity: usize) -> Fill {
+        let size = capacity as u64;
+        Fill {
+            used: used.min(size),
+            size,
+        }
+    }
+
+    /// Parts of a hundred.
+    #[must_use]
+    pub fn percent(self) -> u64 {
+        self.used * 100 / self.size.max(1)
+    }
+}
+
 /// One message of a lane, lent from the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
@@ -368,6 +404,13 @@ impl Consumer {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.cursor.head()
+    }
+
+    /// How much of the lane waits to be consumed.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        let waiting = self.region.indices().published().wrapping_sub(self.cursor.head());
+        Fill::of(waiting, self.region.capacity())
     }
 
     /// The oldest message, without consuming it; `None` when there is none or the lane is corrupt.

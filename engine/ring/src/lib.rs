@@ -25,5 +25,5 @@ pub use broadcast::{BroadcastWatch, Broadcaster, MAX_MESSAGE, MAX_SLOTS, Read, R
 pub use event::Event;
 #[cfg(not(loom))]
 pub use lane::{
-    Claim, Consumer, Corruption, Entry, Guarded, LaneError, LaneWatch, MAX_CAPACITY, MIN_CAPACITY, Producer, lane,
+    Claim, Consumer, Corruption, Entry, Fill, Guarded, LaneError, LaneWatch, MAX_CAPACITY, MIN_CAPACITY, Producer, lane,
 };

@@ -60,7 +60,7 @@ pub trait Describe {
 /// What the numbers of an engine are of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Part {
-    /// `link`, `cycle`, `subscription`, `publication`, `archive`, `trust`, `programs`.
+    /// `link`, `cycle`, `subscription`, `publication`, `archive`, `feed_out`, `feed_in`, `trust`, `programs`.
     pub part: String,
     /// Group and port of a stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -151,6 +151,8 @@ pub(crate) struct Writing<'a> {
     at: usize,
     /// Whether what costs system calls shall be looked at.
     pub(crate) seldom: bool,
+    /// Monotonic time.
+    pub(crate) now: Nanos,
 }
 
 impl Counters {
@@ -181,6 +183,7 @@ impl Counters {
             memory: &self.memory,
             at: self.values,
             seldom,
+            now: now.mono,
         });
         words[word::WRITTEN].store(now.wall, Ordering::Relaxed);
         words[word::TURN].store(turn + 2, Ordering::Release);
@@ -198,6 +201,14 @@ impl Writing<'_> {
     /// The numbers of the next group.
     pub(crate) fn put<T: Describe>(&mut self, counts: &T) {
         counts.each(|value| self.word(value));
+    }
+
+    /// The numbers of the next group, which stays as it is without.
+    pub(crate) fn put_or_keep<T: Describe>(&mut self, counts: Option<&T>) {
+        match counts {
+            Some(counts) => self.put(counts),
+            None => self.keep::<T>(),
+        }
     }
 
     /// The next group stays as it is.

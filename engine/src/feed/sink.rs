@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use seqcast_proto::io::{Delivery, Path as Way};
 use seqcast_proto::seq::{Seq, Session, Stream};
 use seqcast_proto::wire::Block;
-use seqcast_ring::{Consumer, Doorbell, Producer, lane};
+use seqcast_ring::{Consumer, Doorbell, Fill, Producer, lane};
 
 use super::item::{Item, flags};
 use super::mold;
@@ -250,6 +250,11 @@ impl Sink {
     #[must_use]
     pub fn mold_report(&self) -> Option<Arc<Mutex<MoldSinkReport>>> {
         self.mold.clone()
+    }
+
+    /// How much waits for the sink's thread.
+    pub(crate) fn fill(&self) -> Fill {
+        self.lane.fill()
     }
 
     /// Wakes the sink if something was put in.

@@ -17,7 +17,7 @@ use super::fifo::{self, Patient};
 use super::mold::source::Subscription;
 use super::subject::{Router, Subjects};
 use crate::config::{AtEnd, Source as Config};
-use crate::report::MoldSourceReport;
+use crate::report::{MoldSourceCounts, MoldSourceReport};
 
 /// Bytes of the lane between a source and its server.
 const LANE: usize = 1 << 20;
@@ -134,6 +134,11 @@ impl Source {
     pub fn mold_report(&self) -> Option<MoldSourceReport> {
         let report = self.mold.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         Some(report.clone())
+    }
+
+    /// What a feed has received, if its thread is not just writing that down.
+    pub(crate) fn mold_counts(&self) -> Option<MoldSourceCounts> {
+        Some(self.mold.as_ref()?.try_lock().ok()?.counts)
     }
 
     /// Whether the source has ended and everything it read was taken.

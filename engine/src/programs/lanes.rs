@@ -5,6 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use seqcast_proto::server::Source;
 use seqcast_proto::wire::Message;
+use seqcast_ring::Fill;
 
 use super::{NewLane, PublishDesk};
 
@@ -90,6 +91,11 @@ impl Lanes {
             lane.lane.flush();
         }
         self.desk.hub.ring();
+    }
+
+    /// How full each lane is.
+    pub(crate) fn fill(&self) -> impl Iterator<Item = Fill> {
+        self.lanes.iter().map(|lane| lane.lane.fill())
     }
 
     /// Before and after the engine sleeps. Before it, the lanes must be looked at once more after this.

@@ -124,6 +124,13 @@ pub(crate) struct SubscribeDesk {
     catching_up: AtomicUsize,
 }
 
+impl SubscribeDesk {
+    /// Programs that are catching up.
+    pub(crate) fn catching_up(&self) -> usize {
+        self.catching_up.load(Ordering::Relaxed)
+    }
+}
+
 /// All desks of an engine while it is being opened.
 pub(crate) struct Desks {
     hub: Arc<Doorbell>,

@@ -164,10 +164,11 @@ fn print(out: &mut impl Write, engine: &Engine) -> io::Result<()> {
             let [p50, p99, p999] = [l.p50, l.p99, l.p999].map(view::short_time);
             writeln!(out, "    {name:<24} p50 {p50}, p99 {p99}, p99.9 {p999} of {}", l.count)?;
         }
-        for peer in &part.peers {
+        let peers = part.peers.iter().map(|peer| ("from", peer));
+        for (way, peer) in peers.chain(part.asked.iter().map(|peer| ("to", peer))) {
             writeln!(
                 out,
-                "    NAKs from {:<21} {:>9}  {:>10}/s",
+                "    NAKs {way:<4} {:<21} {:>9}  {:>10}/s",
                 peer.address,
                 peer.naks,
                 view::short(peer.rate)

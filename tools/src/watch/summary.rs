@@ -43,9 +43,11 @@ pub struct PartSummary {
     pub latencies: BTreeMap<String, Latency>,
     /// NAK frames by who sent them.
     pub peers: Vec<Peer>,
+    /// NAK frames by whom they went to.
+    pub asked: Vec<Peer>,
 }
 
-/// Who asks for repairs.
+/// Who asks for repairs, or is asked.
 #[derive(Clone, Debug, Serialize)]
 pub struct Peer {
     /// Its address.
@@ -130,7 +132,7 @@ impl PartSummary {
                     Some(Value::Peers(old)) => old.iter().find(|(a, _)| *a == addr).map(|(_, n)| *n),
                     _ => None,
                 };
-                self.peers = now
+                let peers = now
                     .iter()
                     .map(|(addr, naks)| Peer {
                         address: addr.to_string(),
@@ -141,6 +143,11 @@ impl PartSummary {
                         },
                     })
                     .collect();
+                if name == "naks_to" {
+                    self.asked = peers;
+                } else {
+                    self.peers = peers;
+                }
             }
         }
     }

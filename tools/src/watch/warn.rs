@@ -8,6 +8,10 @@ use super::summary::{Engine, PartSummary};
 const SILENT_S: f64 = 2.0;
 /// NAK frames a second from which on a receiver is named.
 const MANY_NAKS: f64 = 10.0;
+/// A lane or a sink's room that is as full as this is nearly too small, in parts of a hundred.
+const FULL_PERCENT: u64 = 90;
+/// Data may be on the disk so much later than the configuration says.
+const LATE_SYNC_NS: u64 = 2_000_000_000;
 /// A turn that took so long held up all streams of the engine.
 const SLOW_TURN_NS: u64 = 10_000_000;
 
@@ -65,6 +69,14 @@ fn subscription(part: &PartSummary, all: &mut Vec<String>) {
             "{stream}: its sink has no room: what takes the messages is too slow"
         ));
     }
+    let (waits, room) = (part.total("sink_used"), part.total("sink_size"));
+    if waits * 100 > room * FULL_PERCENT {
+        all.push(format!(
+            "{stream}: {} kB wait for its sink, of {}: what takes the messages is nearly too slow",
+            waits / 1000,
+            room / 1000
+        ));
+    }
     if part.rate("overruns") > 0.0 {
         all.push(format!(
             "{stream}: frames dropped for want of room to hold them: it repairs more than it can keep"
@@ -81,6 +93,13 @@ fn archive(part: &PartSummary, all: &mut Vec<String>) {
     }
     if part.rate("failed") > 0.0 {
         all.push(format!("{stream}: the archive's log FAILS; see its messages"));
+    }
+    let late = part.total("sync_late_ns");
+    if late > LATE_SYNC_NS {
+        all.push(format!(
+            "{stream}: what was stored {} s ago is NOT ON THE DISK, and a loss of power takes it: the disk is too slow, or fails",
+            part.total("unsynced_ns") / 1_000_000_000
+        ));
     }
     if part.total("missing") > 0 && part.rate("repaired") == 0.0 {
         all.push(format!(
@@ -103,6 +122,12 @@ fn publication(part: &PartSummary, all: &mut Vec<String>) {
         all.push(format!(
             "{stream}: the source WAITS: {} messages are not acknowledged by the archives",
             part.total("unacknowledged")
+        ));
+    }
+    let full = part.total("lane_fullest");
+    if full > FULL_PERCENT {
+        all.push(format!(
+            "{stream}: a lane into it is {full} % full: messages come faster than they are sent"
         ));
     }
     if part.total("dropped_unacknowledged") > 0 {
@@ -216,6 +241,24 @@ mod tests {
             Vec::<String>::new(),
             "it gets some"
         );
+        for (part, numbers, words) in [
+            (
+                "subscription",
+                [("sink_used", 950_000), ("sink_size", 1_000_000)],
+                "950 kB wait for its sink",
+            ),
+            ("publication", [("lane_fullest", 97), ("lanes", 1)], "97 % full"),
+            (
+                "archive",
+                [("sync_late_ns", 3_000_000_000), ("unsynced_ns", 3_100_000_000)],
+                "stored 3 s ago is NOT ON THE DISK",
+            ),
+        ] {
+            let all = said(part, &numbers);
+            assert!(all.len() == 1 && all[0].contains(words), "{part}: {all:?}");
+            let half = numbers.map(|(name, n)| (name, if name == "sink_size" { n } else { n / 2 }));
+            assert_eq!(said(part, &half), Vec::<String>::new());
+        }
         let all = said("cycle", &[("longest_turn_lately_ns", 25_000_000)]);
         assert!(all[0].contains("a turn took 25 ms"), "{all:?}");
     }

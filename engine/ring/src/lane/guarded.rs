@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::{Consumer, Corruption, Entry, Located, MAX_CAPACITY, MIN_CAPACITY};
+use super::{Consumer, Corruption, Entry, Fill, Located, MAX_CAPACITY, MIN_CAPACITY};
 use crate::cursor::ReadCursor;
 use crate::memory::Region;
 use crate::slot;
@@ -75,6 +75,12 @@ impl Guarded {
             return self.lane.corrupt(head, located.len as u64, located.len as u32);
         }
         Some(located)
+    }
+
+    /// How much of the lane waits to be consumed.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        self.lane.fill()
     }
 
     /// Consumes the message that [`Self::peek`] showed; does nothing when none was. For the producer it is

@@ -22,7 +22,7 @@ use super::{Clock, Opening, Run, receive, with_link};
 use crate::config::{MoldSink, Net};
 use crate::link::udp::UdpConfig;
 use crate::link::{Fault, Link};
-use crate::report::MoldSinkReport;
+use crate::report::{MoldSinkCounts, MoldSinkReport};
 
 /// How long the thread sleeps at most.
 const LOOK: Duration = Duration::from_millis(50);
@@ -369,19 +369,21 @@ impl<L: Link> Feed<L> {
             group: self.out.groups[0].map_or(String::new(), |g| g.to_string()),
             requests_at: self.out.link.local().to_string(),
             session,
-            next,
-            messages: sent.messages,
-            packets: sent.packets,
-            heartbeats: sent.heartbeats,
-            ends: sent.ends,
-            dropped: self.out.dropped,
-            requests: asked.requests + self.not_allowed,
-            answers: asked.answers,
-            answered_messages: asked.messages,
-            absent: asked.absent,
-            limited: asked.limited,
-            not_allowed: self.not_allowed,
-            malformed: asked.malformed,
+            counts: MoldSinkCounts {
+                next,
+                messages: sent.messages,
+                packets: sent.packets,
+                heartbeats: sent.heartbeats,
+                ends: sent.ends,
+                dropped: self.out.dropped,
+                requests: asked.requests + self.not_allowed,
+                answers: asked.answers,
+                answered_messages: asked.messages,
+                absent: asked.absent,
+                limited: asked.limited,
+                not_allowed: self.not_allowed,
+                malformed: asked.malformed,
+            },
         };
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = told;
     }

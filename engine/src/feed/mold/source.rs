@@ -18,7 +18,7 @@ use crate::config::{AtEnd, From, MoldSource, OnLoss};
 use crate::link::udp::UdpConfig;
 use crate::link::{Fault, Link};
 use crate::log;
-use crate::report::MoldSourceReport;
+use crate::report::{MoldSourceCounts, MoldSourceReport};
 
 /// How long the thread sleeps at most.
 const LOOK: Duration = Duration::from_millis(50);
@@ -259,23 +259,27 @@ fn describe(group: SocketAddrV4, subscriber: &Subscriber, unasked: u64, receive_
         Some((session, next)) => (session.to_string(), next),
         None => (String::new(), 0),
     };
+    let [packets_a, packets_b] = stats.packets;
     MoldSourceReport {
         group: group.to_string(),
         session,
-        next,
-        packets: stats.packets,
-        messages: stats.messages,
-        repaired: stats.repaired,
-        duplicates: stats.duplicates,
-        gaps: stats.gaps,
-        lost: stats.lost,
-        requests: stats.requests,
-        unanswered: stats.unanswered,
-        overruns: stats.overruns,
-        malformed: stats.malformed,
-        foreign: stats.foreign,
-        unasked,
-        round_trip_ns: stats.round_trip,
-        receive_dropped,
+        counts: MoldSourceCounts {
+            next,
+            packets_a,
+            packets_b,
+            messages: stats.messages,
+            repaired: stats.repaired,
+            duplicates: stats.duplicates,
+            gaps: stats.gaps,
+            lost: stats.lost,
+            requests: stats.requests,
+            unanswered: stats.unanswered,
+            overruns: stats.overruns,
+            malformed: stats.malformed,
+            foreign: stats.foreign,
+            unasked,
+            round_trip_ns: stats.round_trip,
+            receive_dropped,
+        },
     }
 }

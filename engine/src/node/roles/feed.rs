@@ -2,7 +2,7 @@
 
 use seqcast_proto::server::{Packed, Source as MessageSource, pack};
 use seqcast_proto::wire::Message;
-use seqcast_ring::Consumer;
+use seqcast_ring::{Consumer, Fill};
 
 use crate::feed::source::Source;
 use crate::programs::Lanes;
@@ -37,6 +37,16 @@ impl Feed {
             Feed::Thread(source) => source.room.ring(),
             Feed::Attached(lanes) => lanes.flush(),
             Feed::Lane(_) | Feed::Pull(_) => {}
+        }
+    }
+
+    /// How full the lanes are that it comes through.
+    pub(in crate::node) fn each_fill(&self, each: impl FnMut(Fill)) {
+        match self {
+            Feed::Thread(source) => [source.lane.fill()].into_iter().for_each(each),
+            Feed::Lane(lane) => [lane.fill()].into_iter().for_each(each),
+            Feed::Attached(lanes) => lanes.fill().for_each(each),
+            Feed::Pull(_) => {}
         }
     }
 

@@ -84,6 +84,8 @@ fn report_lines(lines: Option<&Lines>, groups: [SocketAddrV4; 2]) -> Vec<LineRep
 /// What is said of counts by asker.
 const NAKS_FROM: &str = "NAK frames by who sent them: those that sent most.";
 
+const NAKS_TO: &str = "NAK frames by whom they went to: those that were asked most.";
+
 fn describe_lines(part: &Part, lines: Option<&Lines>, to: &mut Builder) {
     for line in Line::BOTH.iter().filter(|_| lines.is_some()) {
         to.numbers::<LineCounts>(Part {

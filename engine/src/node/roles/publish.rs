@@ -10,6 +10,7 @@ use seqcast_proto::seq::{Seq, Stream};
 use seqcast_proto::server::{Blocked, RateLimit, Server, ServerConfig, Source as MessageSource};
 use seqcast_proto::time::{MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::max_message;
+use seqcast_ring::Fill;
 
 use super::{Feed, NAKS_FROM, REPAIR_BUDGET, Setting, repair};
 use crate::config::{self, AtEnd};
@@ -24,7 +25,7 @@ use crate::node::session;
 use crate::node::store::{Keep, Retention};
 use crate::node::waiting::{Backpressure, Waiting};
 use crate::node::window::Window;
-use crate::report::{MoldSourceReport, PublicationCounts, PublicationReport};
+use crate::report::{MoldSourceCounts, MoldSourceReport, PublicationCounts, PublicationReport};
 use crate::stream_id;
 
 /// DATA frames that one server sends in a turn.
@@ -69,6 +70,8 @@ pub(in crate::node) struct Publish {
     /// Another server on this session that was reported.
     rival: Option<SocketAddrV4>,
     failed: bool,
+    /// The source subscribes to a feed.
+    has_mold: bool,
     /// What a feed that has ended had received.
     feed: Option<MoldSourceReport>,
 }
@@ -152,6 +155,7 @@ impl Publish {
             broken: None,
             rival: None,
             failed: false,
+            has_mold: config.source.mold.is_some(),
             feed: None,
         })
     }
@@ -411,17 +415,36 @@ impl Publish {
     pub(in crate::node) fn describe(&self, to: &mut Builder) {
         to.numbers::<PublicationCounts>(self.part());
         to.peers(self.part(), "naks_from", NAKS_FROM);
+        if self.has_mold {
+            to.numbers::<MoldSourceCounts>(Part::of_stream("feed_in", self.group));
+        }
     }
 
     /// Writes them, in the same order.
     pub(in crate::node) fn write_counters(&self, to: &mut Writing<'_>) {
         to.put(&self.counts());
         to.peers(self.server.askers());
+        if self.has_mold {
+            let counts = match &self.source {
+                Some(Feed::Thread(source)) => source.mold_counts(),
+                _ => self.feed.as_ref().map(|feed| feed.counts),
+            };
+            to.put_or_keep(counts.as_ref());
+        }
     }
 
     fn counts(&self) -> PublicationCounts {
         let stats = self.server.stats();
         let unacknowledged = self.server.unacknowledged();
+        let (mut lanes, mut lane, mut fullest) = (0, Fill::default(), 0);
+        if let Some(source) = &self.source {
+            source.each_fill(|fill| {
+                lanes += 1;
+                lane.used += fill.used;
+                lane.size += fill.size;
+                fullest = fill.percent().max(fullest);
+            });
+        }
         PublicationCounts {
             session: self.server.position().0.0.into(),
             messages: stats.messages,
@@ -441,6 +464,10 @@ impl Publish {
             dropped_unacknowledged: self.dropped(),
             oversize: stats.oversize,
             resumed_at: self.resumed_at,
+            lanes,
+            lane_used: lane.used,
+            lane_size: lane.size,
+            lane_fullest: fullest,
         }
     }
 

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use seqcast_archive::{Keep as Limits, Options, SyncPolicy};
 use seqcast_proto::archiver::{Archiver, ArchiverConfig};
 use seqcast_proto::seq::{Seq, Stream};
-use seqcast_proto::time::{Nanos, Now, SECONDS};
+use seqcast_proto::time::{MILLIS, Nanos, Now, SECONDS};
 
-use super::{NAKS_FROM, REPAIR_BUDGET, Setting, describe_lines, repair, report_lines, say_line, write_lines};
+use super::{NAKS_FROM, NAKS_TO, REPAIR_BUDGET, Setting, describe_lines, repair, report_lines, say_line, write_lines};
 use crate::config::{self, Ack};
 use crate::counters::{Builder, Part, Writing};
 use crate::link::Link;
@@ -36,10 +36,47 @@ pub(in crate::node) struct Record {
     tidy_at: Nanos,
     /// Up to where everything is stored, and on disk, when that was last looked at.
     watermarks: (Seq, Seq),
+    waits: DiskWait,
     /// Records that could not be read.
     damage: Tally,
     /// The archive's directory.
     dir: PathBuf,
+}
+
+/// How long stored messages have waited for the disk.
+#[derive(Debug)]
+struct DiskWait {
+    /// Up to where all was stored at this time, and is not on disk yet.
+    mark: (Seq, Nanos),
+    time: Nanos,
+    /// `sync_ms`; 0: the kernel decides.
+    limit: Nanos,
+}
+
+impl DiskWait {
+    fn new(limit: Nanos) -> DiskWait {
+        DiskWait {
+            mark: (Seq(0), 0),
+            time: 0,
+            limit,
+        }
+    }
+
+    fn look(&mut self, (stored, on_disk): (Seq, Seq), now: Nanos) {
+        // Below the mark: another session.
+        if on_disk >= self.mark.0 || stored < self.mark.0 {
+            self.mark = (stored, now);
+        }
+        self.time = if on_disk < stored { now - self.mark.1 } else { 0 };
+    }
+
+    fn late(&self) -> Nanos {
+        if self.limit == 0 {
+            0
+        } else {
+            self.time.saturating_sub(self.limit)
+        }
+    }
 }
 
 /// Time between two looks at an archive's limits.
@@ -94,6 +131,7 @@ impl Record {
             rival: Tally::default(),
             tidy_at: tidy_at(&limits, with.now.mono),
             watermarks: (Seq(0), Seq(0)),
+            waits: DiskWait::new(Nanos::from(config.sync_ms) * MILLIS),
             damage: Tally::default(),
             dir: config.dir.clone(),
         })
@@ -204,6 +242,7 @@ impl Record {
     pub(in crate::node) fn describe(&self, to: &mut Builder) {
         to.numbers::<ArchiveCounts>(self.part());
         to.peers(self.part(), "naks_from", NAKS_FROM);
+        to.peers(self.part(), "naks_to", NAKS_TO);
         describe_lines(&self.part(), self.archiver.lines(), to);
     }
 
@@ -211,8 +250,10 @@ impl Record {
     pub(in crate::node) fn write_counters(&mut self, to: &mut Writing<'_>) {
         let lately = self.store.watermarks_lately();
         self.note_watermarks(lately);
+        self.waits.look(self.watermarks, to.now);
         to.put(&self.counts());
         to.peers(self.archiver.askers());
+        to.peers(self.archiver.asked());
         write_lines(self.archiver.lines(), to);
     }
 
@@ -223,6 +264,8 @@ impl Record {
             stored: stats.stored,
             stored_up_to: self.watermarks.0.0.into(),
             synced_up_to: self.watermarks.1.0.into(),
+            unsynced_ns: self.waits.time,
+            sync_late_ns: self.waits.late(),
             records: stats.records,
             repaired: stats.repaired,
             duplicates: stats.duplicates,
@@ -234,6 +277,7 @@ impl Record {
             failed: stats.failed,
             damaged: self.store.damaged(),
             acks: stats.acks,
+            naks: stats.naks,
             naks_answered: stats.repairs.naks,
             merged: stats.repairs.merged,
             put_off: stats.repairs.busy,
@@ -249,5 +293,34 @@ impl Record {
         self.store
             .close()
             .with_context(|| format!("[[archive]] {}", self.group))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_the_disk_is_timed_from_when_it_was_stored() {
+        let mut waits = DiskWait::new(100);
+        for (stored, on_disk, now, time, late) in [
+            (0, 0, 5, 0, 0),
+            (7, 0, 10, 0, 0),
+            // Up to 9: from 10 on, when 7 were.
+            (9, 3, 60, 50, 0),
+            (9, 3, 150, 140, 40),
+            // The first 7 are there; the others were seen at 160 for the first time.
+            (12, 7, 160, 0, 0),
+            (12, 8, 200, 40, 0),
+            (12, 12, 210, 0, 0),
+            // Another session.
+            (2, 0, 220, 0, 0),
+            (3, 0, 400, 180, 80),
+        ] {
+            waits.look((Seq(stored), Seq(on_disk)), now);
+            assert_eq!((waits.time, waits.late()), (time, late), "{stored} {on_disk} at {now}");
+        }
+        waits.limit = 0;
+        assert_eq!(waits.late(), 0);
     }
 }

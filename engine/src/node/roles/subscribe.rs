@@ -13,8 +13,9 @@ use seqcast_proto::io::{Application, Delivery, Event, Loss, Path};
 use seqcast_proto::seq::Stream;
 use seqcast_proto::subject::Pattern;
 use seqcast_proto::time::{MICROS, MILLIS, Nanos, Now};
+use seqcast_ring::Fill;
 
-use super::{Setting, describe_lines, report_lines, say_line, write_lines};
+use super::{NAKS_TO, Setting, describe_lines, report_lines, say_line, write_lines};
 use crate::config::{self, From as StartAt, Query};
 use crate::counters::{Builder, Counters, Histogram, Part, Writing};
 use crate::feed::sink::{Durable, Sink};
@@ -24,7 +25,7 @@ use crate::node::catch_up::CatchUps;
 use crate::node::filter::{Filter, Wanted};
 use crate::node::outbox::{Frame, Out};
 use crate::programs::RingWriter;
-use crate::report::{Latency, MoldSinkReport, SubscriptionCounts, SubscriptionReport};
+use crate::report::{Latency, MoldSinkCounts, MoldSinkReport, SubscriptionCounts, SubscriptionReport};
 use crate::stream_id;
 
 /// A stream that is received.
@@ -370,6 +371,10 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             to.histogram(self.part(), "latency_live_ns", live),
             to.histogram(self.part(), "latency_repaired_ns", repaired),
         ];
+        to.peers(self.part(), "naks_to", NAKS_TO);
+        if self.mold().is_some() {
+            to.numbers::<MoldSinkCounts>(Part::of_stream("feed_out", self.group));
+        }
         describe_lines(&self.part(), self.client.lines(), to);
     }
 
@@ -383,12 +388,23 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
         to.put(&self.counts());
         to.pass_histogram();
         to.pass_histogram();
+        to.peers(self.client.asked());
+        if let Some(told) = self.mold() {
+            // Its thread writes it down a few times a second.
+            let counts = told.try_lock().ok().map(|told| told.counts);
+            to.put_or_keep(counts.as_ref());
+        }
         write_lines(self.client.lines(), to);
     }
 
     fn counts(&self) -> SubscriptionCounts {
         let stats = self.client.stats();
         let filtered = self.app.unwanted();
+        let (sink, catching_up) = match &self.app.target {
+            Target::Sink(sink) => (sink.borrow().fill(), 0),
+            Target::Handler(_) => (Fill::default(), 0),
+            Target::Ring(ring) => (Fill::default(), ring.desk().catching_up()),
+        };
         SubscriptionCounts {
             session: self.client.position().map_or(0, |(s, _)| s.0.into()),
             messages: stats.delivered - filtered,
@@ -412,6 +428,9 @@ impl<F: AsRef<[u8]>> Subscribe<F> {
             unasked: stats.unasked,
             round_trip_ns: stats.round_trip,
             sessions_ended: self.app.sessions_ended,
+            sink_used: sink.used,
+            sink_size: sink.size,
+            catching_up: catching_up as u64,
         }
     }
 
