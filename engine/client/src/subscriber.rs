@@ -1,22 +1,25 @@
 //! Subscribing through the ring that the engine writes for all programs of a stream.
 
+mod attachment;
+mod catch_up;
+mod live;
+
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddrV4;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use seqcast_proto::seq::Seq;
 use seqcast_proto::subject::{Matcher, Pattern};
 use seqcast_proto::wire::Block;
-use seqcast_ring::{Consumer, Read, Reader};
 
-use crate::call::{Answer, Call, Engine, deadline, hear, left};
+use crate::call::{Call, Engine, deadline, left};
 use crate::error::Error;
-use crate::protocol::{Refusal, Reply, Request, Role, Wait};
-use crate::record::{self, BlockHead, Event, EventKind, HEAD, flags};
-use crate::socket::Socket;
+use crate::protocol::Role;
+use crate::record::{BlockHead, Event, flags};
+
+use attachment::{Link, open};
+use catch_up::CatchUp;
 
 /// Fruitless polls after which the clock is looked at.
 const LOOK_EVERY: u32 = 64;
@@ -24,8 +27,6 @@ const LOOK_EVERY: u32 = 64;
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// Longest sleep without a look.
 const SLEEP: Duration = Duration::from_millis(200);
-/// Time between two questions for what was missed, when the engine is busy.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A place in a stream: a message's session and number. Later ones compare greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,20 +130,6 @@ pub struct Subscriber {
     catch_up: Option<CatchUp>,
     fruitless: u32,
     looked: Instant,
-}
-
-struct Link {
-    socket: Socket,
-    ring: Reader,
-}
-
-enum CatchUp {
-    /// The engine has been asked.
-    Asked,
-    /// It is to be asked again at this time.
-    Later(Instant),
-    /// What was missed comes here; a copy of the entry at hand.
-    Running(Consumer, Vec<u8>),
 }
 
 /// Where a block lies.
@@ -379,381 +366,6 @@ impl Subscriber {
         }
         Ok(false)
     }
-
-    /// Reads on in the ring.
-    fn load_live(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
-        match link.ring.read() {
-            None => return false,
-            Some(Read::Missed { .. }) => self.adrift = true,
-            Some(Read::Message {
-                tag: record::BLOCK,
-                bytes,
-                ..
-            }) => {
-                let Some((head, _)) = BlockHead::decode(bytes) else {
-                    return true;
-                };
-                let first = Position {
-                    session: head.session,
-                    sequence: head.first,
-                };
-                self.adrift = false;
-                let next = self.arrive_at(first);
-                if next >= first {
-                    self.begin_block(Way::Ring, head);
-                } else if self.recover {
-                    self.held = Some(head);
-                    self.fetch(next, Some(first));
-                } else {
-                    self.miss(next, first);
-                    self.begin_block(Way::Ring, head);
-                }
-            }
-            Some(Read::Message { bytes, .. }) => {
-                if let Some(event) = Event::decode(bytes) {
-                    self.on_live_event(event);
-                }
-            }
-        }
-        true
-    }
-
-    /// The first message that can be had is `first`; which one is wanted?
-    fn arrive_at(&mut self, first: Position) -> Position {
-        *self.next.get_or_insert_with(|| {
-            self.events.push_back(Event {
-                session: first.session,
-                first: first.sequence,
-                ..Event::of(EventKind::Joined)
-            });
-            match self.from {
-                From::Session => Position { sequence: 1, ..first },
-                From::Now | From::After(_) => first,
-            }
-        })
-    }
-
-    fn on_live_event(&mut self, event: Event) {
-        match event.kind {
-            EventKind::Joined => {
-                let first = Position {
-                    session: event.session,
-                    sequence: event.first,
-                };
-                self.adrift = false;
-                let next = self.arrive_at(first);
-                if next < first && self.recover {
-                    self.fetch(next, Some(first));
-                } else if next < first {
-                    self.miss(next, first);
-                }
-            }
-            // What it says about messages is said again, or found out, behind the next block.
-            _ if self.adrift && is_of_messages(event.kind) => {}
-            _ => self.on_event(event),
-        }
-    }
-
-    /// An event in its place.
-    fn on_event(&mut self, event: Event) {
-        match event.kind {
-            EventKind::Lost => {
-                self.next = Some(Position {
-                    session: event.session,
-                    sequence: event.last.saturating_add(1),
-                });
-            }
-            EventKind::SessionStarted => {
-                self.next = Some(Position {
-                    session: event.session,
-                    sequence: 1,
-                });
-            }
-            _ => {}
-        }
-        self.events.push_back(event);
-    }
-
-    /// Hands out what of a block was not handed out before.
-    fn begin_block(&mut self, way: Way, head: BlockHead) -> bool {
-        let first = Position {
-            session: head.session,
-            sequence: head.first,
-        };
-        let next = self.next.unwrap_or(first).max(first);
-        if next.session > head.session || next.sequence > head.last() {
-            return false;
-        }
-        self.next = Some(next);
-        let mut current = Current {
-            way,
-            head,
-            sequence: head.first,
-            left: head.count,
-            offset: HEAD,
-        };
-        let entry = entry(self.link.as_ref(), self.catch_up.as_ref(), way);
-        while current.sequence < next.sequence
-            && let Some(message) = entry.and_then(|entry| message_at(entry, &current))
-        {
-            current.offset += message.encoded_len();
-            current.left -= 1;
-            current.sequence += 1;
-        }
-        self.current = Some(current);
-        true
-    }
-
-    /// Reports what was missed, for good.
-    fn miss(&mut self, next: Position, first: Position) {
-        self.report(EventKind::Missed, next, Some(first));
-        self.next = Some(first);
-    }
-
-    /// Says what lies from `next` up to before `first`.
-    fn report(&mut self, kind: EventKind, next: Position, first: Option<Position>) {
-        let within = first.filter(|first| first.session == next.session);
-        self.events.push_back(Event {
-            session: next.session,
-            first: next.sequence,
-            last: within.map_or(0, |first| first.sequence - 1),
-            ..Event::of(kind)
-        });
-        let Some(first) = first.filter(|first| first.session != next.session && kind == EventKind::Missed) else {
-            return;
-        };
-        if first.sequence > 1 {
-            self.events.push_back(Event {
-                session: first.session,
-                first: 1,
-                last: first.sequence - 1,
-                ..Event::of(kind)
-            });
-        }
-        self.events.push_back(Event {
-            session: first.session,
-            ..Event::of(EventKind::SessionStarted)
-        });
-    }
-
-    /// Asks for what was missed from `next` on.
-    fn fetch(&mut self, next: Position, first: Option<Position>) {
-        self.report(EventKind::CatchingUp, next, first);
-        self.ask();
-    }
-
-    fn ask(&mut self) {
-        let (Some(link), Some(next)) = (&self.link, self.next) else {
-            return;
-        };
-        let request = Request::CatchUp {
-            session: next.session,
-            sequence: next.sequence - 1,
-        };
-        // A connection that is gone is noticed when the answer is looked for.
-        let _ = link.socket.send(&request.encode(), &[]);
-        self.catch_up = Some(CatchUp::Asked);
-    }
-
-    /// Reads on in what is being fetched.
-    fn load_missed(&mut self) -> Result<bool, Error> {
-        // Who is level with the ring goes on there, also when what is fetched keeps up.
-        if matches!(self.catch_up, Some(CatchUp::Running(..))) && self.go_live() {
-            return Ok(true);
-        }
-        match &mut self.catch_up {
-            None => Ok(false),
-            Some(CatchUp::Asked) => self.look(false),
-            Some(CatchUp::Later(then)) => {
-                let due = Instant::now() >= *then;
-                if due {
-                    self.ask();
-                }
-                Ok(due)
-            }
-            Some(CatchUp::Running(lane, copy)) => {
-                let Some(entry) = lane.peek() else {
-                    let ended = lane.is_finished();
-                    if ended {
-                        self.ask();
-                    }
-                    return Ok(ended || self.go_live());
-                };
-                copy.clear();
-                copy.extend_from_slice(entry.bytes);
-                let is_block = entry.tag == record::BLOCK;
-                lane.advance();
-                if !is_block {
-                    let event = Event::decode(copy).filter(|event| is_of_messages(event.kind));
-                    event.into_iter().for_each(|event| self.on_event(event));
-                } else if let Some((head, _)) = BlockHead::decode(copy)
-                    && self.begin_block(Way::CatchUp, head)
-                {
-                    return Ok(true);
-                }
-                self.go_live();
-                Ok(true)
-            }
-        }
-    }
-
-    /// Goes on with the ring if it has what comes next.
-    fn go_live(&mut self) -> bool {
-        let (Some(next), Some(link)) = (self.next, &mut self.link) else {
-            return false;
-        };
-        loop {
-            let head = match self.held {
-                Some(head) => head,
-                None => match link.ring.read() {
-                    None => return false,
-                    Some(Read::Message {
-                        tag: record::BLOCK,
-                        bytes,
-                        ..
-                    }) => {
-                        let Some((head, _)) = BlockHead::decode(bytes) else {
-                            continue;
-                        };
-                        self.held = Some(head);
-                        head
-                    }
-                    // What it says about messages is said in its place by what is being fetched.
-                    Some(Read::Message { bytes, .. }) => {
-                        self.events
-                            .extend(Event::decode(bytes).filter(|e| !is_of_messages(e.kind)));
-                        continue;
-                    }
-                    Some(Read::Missed { .. }) => continue,
-                },
-            };
-            let first = Position {
-                session: head.session,
-                sequence: head.first,
-            };
-            let last = Position {
-                session: head.session,
-                sequence: head.last(),
-            };
-            if last < next || link.ring.is_overrun() {
-                // Delivered already; or what follows it is gone by now, and is fetched as well.
-                self.held = None;
-                continue;
-            }
-            if first > next {
-                return false;
-            }
-            // A connection that is gone is noticed soon enough.
-            let _ = link.socket.send(&Request::CaughtUp.encode(), &[]);
-            self.held = None;
-            self.catch_up = None;
-            self.adrift = false;
-            self.events.push_back(Event::of(EventKind::CaughtUp));
-            self.begin_block(Way::Ring, head);
-            return true;
-        }
-    }
-
-    /// Hears what the engine says, and whether it lives.
-    #[cold]
-    fn look(&mut self, ended: bool) -> Result<bool, Error> {
-        let mut changed = false;
-        let why = loop {
-            let Some(link) = &self.link else { return Ok(changed) };
-            match hear(&link.socket) {
-                Ok(None) if ended => break "the engine has ended".to_owned(),
-                Ok(None) => return Ok(changed),
-                Ok(Some((reply, fds))) => {
-                    changed = true;
-                    if let Err(error) = self.on_reply(reply, fds) {
-                        break error.to_string();
-                    }
-                }
-                Err(error) => break error.to_string(),
-            }
-        };
-        self.lose(&why);
-        Ok(true)
-    }
-
-    fn on_reply(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> io::Result<()> {
-        let asked = matches!(self.catch_up, Some(CatchUp::Asked));
-        match reply {
-            Reply::CatchUp if asked => {
-                let fd = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
-                self.catch_up = Some(CatchUp::Running(Consumer::open(fd.as_fd())?, Vec::new()));
-                Ok(())
-            }
-            Reply::Refused { why: Refusal::Busy, .. } if asked => {
-                self.catch_up = Some(CatchUp::Later(Instant::now() + ASK_AGAIN));
-                Ok(())
-            }
-            Reply::Refused { text, .. } => Err(io::Error::other(text)),
-            _ => Ok(()),
-        }
-    }
-
-    /// The engine is gone; what it has put into the ring has been read.
-    fn lose(&mut self, why: &str) {
-        self.link = None;
-        self.current = None;
-        self.held = None;
-        self.catch_up = None;
-        self.call.reset(why);
-        self.events.push_back(Event::of(EventKind::EngineGone));
-    }
-
-    fn attach_again(&mut self) -> Result<bool, Error> {
-        let Some(answer) = self.call.poll()? else {
-            return Ok(false);
-        };
-        let (link, _, _) = open(&self.call, answer)?;
-        self.link = Some(link);
-        self.events.push_back(Event::of(EventKind::EngineBack));
-        self.adrift = true;
-        if let Some(next) = self.next.filter(|_| self.recover) {
-            self.fetch(next, None);
-        }
-        Ok(true)
-    }
-
-    /// Sleeps until something may have come.
-    fn wait(&mut self, longest: Duration) -> Result<(), Error> {
-        let Some(link) = &self.link else {
-            self.call.rest(longest);
-            return Ok(());
-        };
-        let (wait, longest) = match &self.catch_up {
-            None => (Some(Wait::Message(link.ring.next())), longest),
-            Some(CatchUp::Running(lane, _)) => (Some(Wait::CatchUp(lane.position())), longest),
-            Some(CatchUp::Asked) => (None, longest),
-            Some(CatchUp::Later(_)) => (None, longest.min(ASK_AGAIN)),
-        };
-        let asked = wait.map_or(Ok(()), |wait| link.socket.send(&Request::Wait(wait).encode(), &[]));
-        match asked.and_then(|()| link.socket.wait(Some(longest))) {
-            // The ring is looked at once more before anything is said to be over.
-            Ok(true) if self.catch_up.is_some() || !self.has_live() => self.look(false).map(drop),
-            Ok(_) => Ok(()),
-            Err(error) if !self.has_live() => {
-                self.lose(&error.to_string());
-                Ok(())
-            }
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn has_live(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.ring.has_next())
-    }
-}
-
-/// Whether an event says something about messages, so that it is true in one place only.
-fn is_of_messages(kind: EventKind) -> bool {
-    matches!(
-        kind,
-        EventKind::Lost | EventKind::SessionEnded | EventKind::SessionStarted | EventKind::TailUnknown
-    )
 }
 
 /// The entry that a block lies in.
@@ -772,13 +384,4 @@ fn message_at<'a>(entry: &'a [u8], at: &Current) -> Option<seqcast_proto::wire::
     let rest = entry.get(at.offset..)?;
     let block = Block::trusted(Seq(at.sequence), at.left, rest);
     block.messages().next().map(|(_, message)| message)
-}
-
-fn open(call: &Call, answer: Answer) -> Result<(Link, SocketAddrV4, u32), Error> {
-    let Answer { socket, reply, fds } = answer;
-    let (Reply::Ring { stream, session }, Some(ring)) = (reply, fds.first()) else {
-        return Err(call.system("attach", io::ErrorKind::InvalidData.into()));
-    };
-    let ring = Reader::open(ring.as_fd()).map_err(|error| call.system("open the ring", error))?;
-    Ok((Link { socket, ring }, stream, session))
 }

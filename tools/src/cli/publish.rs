@@ -74,13 +74,15 @@ struct Line {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let options = PublisherOptions {
-        stream: args.stream,
-        name: "seqcast publish".into(),
-        patience: args.engine.patience(),
-        ..PublisherOptions::default()
-    };
-    let publisher = Publisher::attach(&args.engine.engine(), &options)?;
+    let publisher = args.engine.attach(|engine, patience| {
+        let options = PublisherOptions {
+            stream: args.stream,
+            name: "seqcast publish".into(),
+            patience,
+            ..PublisherOptions::default()
+        };
+        Publisher::attach(engine, &options)
+    })?;
     let mut work = Work {
         publisher,
         args,

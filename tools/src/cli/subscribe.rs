@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use seqcast_client::{Engine, Event, EventKind, From, Position, Received, Subscriber, SubscriberOptions, flags};
+use seqcast_client::{Engine, Error, Event, EventKind, From, Position, Received, Subscriber, SubscriberOptions, flags};
 use seqcast_engine::feed::item::{self, Item, SinkFormat};
 use seqcast_proto::seq::{Seq, Session};
 
@@ -19,6 +19,9 @@ use super::{Meter, done_if_pipe_closed, say, stop};
 
 /// How long to wait for messages before signals are looked at.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// An engine that is not there after this time is waited for in words.
+const SHORT: Duration = Duration::from_millis(300);
 
 /// Which engine.
 #[derive(clap::Args)]
@@ -37,16 +40,25 @@ fn parse_wait(text: &str) -> Result<f64, String> {
 }
 
 impl EngineArgs {
-    pub(super) fn engine(&self) -> Engine {
-        Engine::at(&self.socket)
-    }
-
-    pub(super) fn patience(&self) -> Duration {
-        Duration::from_secs_f64(self.wait)
+    /// Attaches with a patience; says so if the engine is waited for.
+    pub(super) fn attach<T>(&self, attach: impl Fn(&Engine, Duration) -> Result<T, Error>) -> Result<T, Error> {
+        let engine = Engine::at(&self.socket);
+        let patience = self.timeout();
+        let first = patience.min(SHORT);
+        match attach(&engine, first) {
+            Err(Error::Gone(_)) if patience > first => {
+                let (socket, wait) = (self.socket.display(), self.wait);
+                say(format_args!(
+                    "seqcast: waiting up to {wait} s for an engine at {socket}"
+                ));
+                attach(&engine, patience - first)
+            }
+            attached => attached,
+        }
     }
 
     pub(super) fn timeout(&self) -> Duration {
-        self.patience()
+        Duration::from_secs_f64(self.wait)
     }
 }
 
@@ -127,13 +139,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let options = SubscriberOptions {
         stream: args.stream,
         name: "seqcast subscribe".into(),
-        patience: args.engine.patience(),
         from: args.from,
         subjects: args.subject.clone(),
         recover: !args.no_recover,
         ..SubscriberOptions::default()
     };
-    let mut subscriber = Subscriber::attach(&args.engine.engine(), &options)?;
+    let mut subscriber = args.engine.attach(|engine, patience| {
+        let options = SubscriberOptions {
+            patience,
+            ..options.clone()
+        };
+        Subscriber::attach(engine, &options)
+    })?;
     say(format_args!("seqcast: subscribed to {}", subscriber.stream()));
     match &args.out {
         Some(path) => {

@@ -10,8 +10,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{engine, kill, terminate};
+use common::{START, engine, kill, terminate};
 use host::{Host, publisher};
+use seqcast_tools::lab::Process;
 use serde_json::Value;
 
 #[test]
@@ -48,6 +49,30 @@ fn a_name_is_one_engines_own_and_is_taken_over_from_a_dead_one() {
     let (status, said) = refusal(&host);
     assert!(status == Some(1) && said.contains("no socket"), "{said}");
     assert_eq!(fs::read(host.path("socket")).unwrap(), b"mine");
+}
+
+#[test]
+fn the_commands_say_that_they_wait_for_an_engine() {
+    let mut host = Host::new();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seqcast"));
+        command.args(&arguments[..1]).arg("--socket").arg(host.path("socket"));
+        command.args(&arguments[1..]).args(["--wait", "60"]);
+        let mut process = Process::spawn(arguments[0], command, &host.path(arguments[0])).unwrap();
+        process
+            .wait_line("seqcast: waiting up to 60 s for an engine at ", START)
+            .unwrap();
+        process
+    };
+    let input = host.path("input");
+    fs::write(&input, "late but whole\n").unwrap();
+    let mut publish = command(&["publish", input.to_str().unwrap()]);
+    let mut subscribe = command(&["subscribe", "--from", "session", "--count", "1"]);
+    let running = host.start();
+    for process in [&mut publish, &mut subscribe] {
+        process.wait(START).unwrap();
+    }
+    terminate(running);
 }
 
 #[test]
