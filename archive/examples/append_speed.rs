@@ -2,11 +2,11 @@
 //! the same kind of file whose pages are there already, with the same checksum.
 //!
 //! ```text
-//! cargo run --release -p seqcast-archive --example append_speed -- DIR [MILLISECONDS [ROUNDS]]
+//! cargo run --release -p seqcast-archive --example append_speed -- DIR [MILLISECONDS [ROUNDS [BYTES]]]
 //! ```
 //! `fresh` files are made while appending; `recycled` is a log bounded to 256 MiB by releasing, as
 //! any bounded log is in the long run. Runs take turns, so that a noisy machine hits all alike; the
-//! table has medians. The appender is pinned to the first core, the background threads to the second.
+//! table has medians. BYTES: only records of so many. The appender is pinned to the first core, the background threads to the second.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -27,9 +27,12 @@ const HEADER: usize = 32;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let dir = args.next().context("usage: append_speed DIR [MILLISECONDS [ROUNDS]]")?;
+    let dir = args
+        .next()
+        .context("usage: append_speed DIR [MILLISECONDS [ROUNDS [BYTES]]]")?;
     let time = Duration::from_millis(args.next().map_or(Ok(500), |s| s.parse()).context("MILLISECONDS")?);
     let rounds: usize = args.next().map_or(Ok(7), |s| s.parse()).context("ROUNDS")?;
+    let only: Option<usize> = args.next().map(|s| s.parse()).transpose().context("BYTES")?;
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let [ours, helpers, ..] = cores[..] else {
         bail!("needs two cores");
@@ -39,7 +42,7 @@ fn main() -> Result<()> {
     let mut window = window(&dir)?;
     println!("| record | copy and checksum, M/s | recycled, M/s | of the limit | fresh, M/s | of the limit |");
     println!("|---|---|---|---|---|---|");
-    for size in SIZES {
+    for size in SIZES.into_iter().filter(|&size| only.is_none_or(|only| size == only)) {
         let mut rates = [const { Vec::new() }; 3];
         for _ in 0..rounds {
             core_affinity::set_for_current(ours);

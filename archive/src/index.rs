@@ -120,22 +120,36 @@ impl Index {
     #[inline]
     pub(crate) fn set(&mut self, range: SeqRange, position: Position) {
         let mut from = range.first;
-        while from <= range.last {
-            let number = chunk_of(from);
+        // Mostly once: few ranges lie in two chunks.
+        loop {
             let last = range.last.min(Seq(from.0 | (CHUNK_ENTRIES - 1)));
-            let chunk = self.chunks[number as usize].as_mut().expect("the chunk is ready");
-            let (start, end) = (offset_of(from), offset_of(last) + 8);
-            if chunk.dirty.is_empty() {
-                chunk.dirty = start..end;
-                self.dirty.push(number);
-            } else {
-                chunk.dirty = chunk.dirty.start.min(start)..chunk.dirty.end.max(end);
-            }
-            let bytes = chunk.map.get_mut().expect("the chunk is ready").bytes_mut();
-            for entry in bytes[start..end].as_chunks_mut().0 {
-                *entry = position.0.to_le_bytes();
+            self.set_within(chunk_of(from), offset_of(from), offset_of(last) + 8, position);
+            if last == range.last {
+                return;
             }
             from = last.next();
+        }
+    }
+
+    /// As [`Index::set`], for the bytes from `start` to `end` of a chunk.
+    #[inline]
+    fn set_within(&mut self, number: u32, start: usize, end: usize, position: Position) {
+        let chunk = self.chunks[number as usize].as_mut().expect("the chunk is ready");
+        if chunk.dirty.is_empty() {
+            chunk.dirty = start..end;
+            self.dirty.push(number);
+        } else {
+            // Written only where it changes: it mostly grows at its end.
+            if start < chunk.dirty.start {
+                chunk.dirty.start = start;
+            }
+            chunk.dirty.end = chunk.dirty.end.max(end);
+        }
+        let bytes = chunk.map.get_mut().expect("the chunk is ready").bytes_mut();
+        let (first, more) = bytes[start..end].as_chunks_mut().0.split_at_mut(1);
+        first[0] = position.0.to_le_bytes();
+        for entry in more {
+            *entry = position.0.to_le_bytes();
         }
     }
 

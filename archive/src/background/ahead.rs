@@ -109,7 +109,7 @@ impl Background {
         let spare = self.pool.take(length as usize);
         let (spare, mut map, generation) = match spare {
             Some(Spare { name, mapped }) => (Some(name), mapped.map, mapped.generation.wrapping_add(1)),
-            None => (None, self.storage.create(&path, length as usize)?, 1),
+            None => (None, self.storage.create(&path, length as usize, !self.durable())?, 1),
         };
         let header = Header {
             stream: self.stream,
@@ -140,7 +140,8 @@ impl Background {
 
     fn make_chunk(&self, number: u32) -> io::Result<Mapping> {
         self.claim(CHUNK_BYTES as u64)?;
-        let made = self.storage.create(&self.path(&index::file_name(number)), CHUNK_BYTES);
+        let path = self.path(&index::file_name(number));
+        let made = self.storage.create(&path, CHUNK_BYTES, !self.durable());
         let mut map = made.inspect_err(|_| self.unclaim(CHUNK_BYTES as u64))?;
         self.ready_pages(&mut map, CHUNK_BYTES);
         Ok(map)

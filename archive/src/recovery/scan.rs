@@ -207,7 +207,7 @@ impl Opening<'_> {
         for chunk in chunk_of(range.first)..=chunk_of(range.last) {
             if !index.has(chunk) {
                 let file = index::file_name(chunk);
-                let made = self.storage.create(&self.path(&file), CHUNK_BYTES);
+                let made = self.storage.create(&self.path(&file), CHUNK_BYTES, false);
                 index.add(chunk, Some(self.io("make", &file, made)?));
             }
             if !index.ready(chunk) {

@@ -45,20 +45,20 @@ impl SessionLog {
             .ok_or(AppendError::BadRange)?;
         self.admit(range)?;
         self.prepare(block.len())?;
-        for chunk in chunk_of(range.first)..=chunk_of(range.last) {
-            if !self.index.ready(chunk) {
-                self.open_chunk(chunk)?;
-            }
+        let chunks = [chunk_of(range.first), chunk_of(range.last)];
+        // A record has at most 65 535 numbers, a chunk has room for more: two at most.
+        if !chunks.into_iter().all(|chunk| self.index.ready(chunk)) {
+            self.open_chunks(chunks)?;
         }
         self.stored.insert(range).map_err(|_| AppendError::Fragmented)?;
-        self.write(record::head(first, count, flags, send_ns, recv_ns), block, Some(range));
+        let end = self.write(record::head(first, count, flags, send_ns, recv_ns), block, Some(range));
         if fault::count() != self.faults {
             self.look_at_faults(Some(range))?;
         }
         if range.last.0 >= self.next_chunk_at {
             self.ask_for_chunk(range.last);
         }
-        self.publish();
+        self.publish(end);
         Ok(())
     }
 
@@ -123,9 +123,9 @@ impl SessionLog {
             .expect("an active log has a current segment")
     }
 
-    /// Writes a record for which there is room.
+    /// Writes a record for which there is room; returns where it ends.
     #[inline]
-    fn write(&mut self, head: Head, block: &[u8], range: Option<SeqRange>) {
+    fn write(&mut self, head: Head, block: &[u8], range: Option<SeqRange>) -> Position {
         let current = self
             .segments
             .back_mut()
@@ -152,21 +152,21 @@ impl SessionLog {
         if let Some(bytes) = bytes.get(next..next + size) {
             prefetch::to_write(bytes);
         }
+        Position::new(current.number, current.end)
     }
 
     /// Tells the helper how far the log goes, and wakes it when it has something to do.
     #[inline]
-    fn publish(&mut self) {
-        let current = self.current();
-        let (number, end, length) = (current.number, current.end, current.length);
-        self.back.publish(Position::new(number, end));
-        if end >= self.wake_at {
-            self.wake(number, end, length);
+    fn publish(&mut self, end: Position) {
+        self.back.publish(end);
+        if end.offset() >= self.wake_at {
+            self.wake(end.segment(), end.offset());
         }
     }
 
     #[cold]
-    fn wake(&mut self, number: u32, end: u32, length: u32) {
+    fn wake(&mut self, number: u32, end: u32) {
+        let length = self.current().length;
         if end >= length / 2 {
             self.back.want_segment(number + 1);
         }
@@ -263,6 +263,16 @@ impl SessionLog {
         Ok(())
     }
 
+    #[cold]
+    fn open_chunks(&mut self, chunks: [u32; 2]) -> Result<(), AppendError> {
+        for chunk in chunks {
+            if !self.index.ready(chunk) {
+                self.open_chunk(chunk)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the index able to take numbers of `chunk`, if it is not.
     #[cold]
     pub(super) fn open_chunk(&mut self, chunk: u32) -> Result<(), AppendError> {
@@ -345,10 +355,10 @@ impl SessionLog {
     fn control(&mut self, (head, block): (Head, [u8; 4])) -> Result<(), Error> {
         let done = self.prepare(block.len());
         done.map_err(|e| self.cannot_append(e))?;
-        self.write(head, &block, None);
+        let end = self.write(head, &block, None);
         let done = self.look_at_faults(None);
         done.map_err(|e| self.cannot_append(e))?;
-        self.publish();
+        self.publish(end);
         Ok(())
     }
 

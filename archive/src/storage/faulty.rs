@@ -446,7 +446,7 @@ impl Storage for Faulty {
         self.live().map(|_| ())
     }
 
-    fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {
+    fn create(&self, path: &str, len: usize, _: bool) -> io::Result<Mapping> {
         let mut disk = self.changing()?;
         disk.make_room(len as u64)?;
         let live = Live::Mappable(nameless(len as u64)?);

@@ -12,6 +12,8 @@ use crate::mapping::{self, Mapping, Pages};
 
 /// The file that a writer holds locked while the archive is open.
 pub(crate) const LOCK: &str = "lock";
+/// What files are filled with that are to have their memory in large pieces.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 /// What unfinished files are called until they are whole.
 pub(crate) const UNFINISHED: &str = ".tmp";
 
@@ -158,9 +160,13 @@ impl Storage for Files {
         file.write_all_at(bytes, 0)
     }
 
-    fn create(&self, path: &str, len: usize) -> io::Result<Mapping> {
+    fn create(&self, path: &str, len: usize, large: bool) -> io::Result<Mapping> {
         self.build(path, |file| {
             mapping::reserve(file, len as u64)?;
+            // A mapping gets its pages one by one, a write as large as it is itself.
+            for at in (0..len).step_by(ZEROS.len()).filter(|_| large) {
+                file.write_all_at(&ZEROS[..ZEROS.len().min(len - at)], at as u64)?;
+            }
             Mapping::file(file, len)
         })
     }

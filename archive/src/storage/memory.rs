@@ -32,7 +32,7 @@ impl Storage for Memory {
         Ok(())
     }
 
-    fn create(&self, _: &str, len: usize) -> io::Result<Mapping> {
+    fn create(&self, _: &str, len: usize, _: bool) -> io::Result<Mapping> {
         Mapping::anonymous(len)
     }
 

@@ -65,9 +65,12 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Makes a zeroed file with every byte reserved and maps it. It appears whole or not at all.
     ///
+    /// With `large`, its memory is had in large pieces, in half the time. Such a piece also goes to disk
+    /// as a whole, and is write-protected as a whole when it does: not for what is synced often.
+    ///
     /// # Errors
     /// [`io::ErrorKind::StorageFull`] when the disk is full.
-    fn create(&self, path: &str, len: usize) -> io::Result<Mapping>;
+    fn create(&self, path: &str, len: usize, large: bool) -> io::Result<Mapping>;
 
     /// Maps a whole file, to read and write. The caller keeps one mapping of a file at a time.
     ///
