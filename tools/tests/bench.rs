@@ -1,10 +1,19 @@
 //! `seqcast bench`, with both ends on this machine. Figures are not looked at, only that they are there.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use seqcast_tools::lab::{Lab, Process};
 use serde_json::Value;
+
+/// Both ends spin: measurements have the cores one after another.
+static CORES: Mutex<()> = Mutex::new(());
+
+fn cores() -> MutexGuard<'static, ()> {
+    CORES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn bench(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_seqcast"));
@@ -17,12 +26,13 @@ fn text(bytes: &[u8]) -> String {
 
 /// Runs a lab, and checks that its report says everything.
 fn measure(more: &[&str], link: &str) {
+    let _cores = cores();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("report.json");
     let mut arguments = vec![
         "lab",
         "--seconds",
-        "0.1",
+        "0.3",
         "--sizes",
         "64,512",
         "--every",
@@ -84,6 +94,7 @@ fn both_ends_on_loopback() {
 
 #[test]
 fn one_far_end_serves_one_near_end_after_another() {
+    let _cores = cores();
     let dir = tempfile::tempdir().unwrap();
     let [_, _, c, d] = std::process::id().to_be_bytes();
     let group = format!("239.88.{c}.{}:7801", d & 0xfc);
@@ -98,6 +109,50 @@ fn one_far_end_serves_one_near_end_after_another() {
         let output = bench(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
     }
+}
+
+#[test]
+fn an_interrupt_ends_a_measurement_at_once_and_leaves_nothing() {
+    let _cores = cores();
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.json");
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_seqcast"));
+    lab.args([
+        "bench",
+        "lab",
+        "--loopback",
+        "--seconds",
+        "3600",
+        "--loss",
+        "0",
+        "--report",
+    ]);
+    lab.arg(&report).env("TMPDIR", dir.path());
+    // A group of its own, as a shell gives each command: Ctrl-C goes to all of it.
+    lab.process_group(0);
+    let mut lab = Process::spawn("lab", lab, &dir.path().join("lab.log")).unwrap();
+    lab.wait_line("seqcast: measuring: round trips", Duration::from_secs(20))
+        .unwrap();
+    let group = format!("-{}", lab.id());
+    let signal = |name: &str| {
+        Command::new("kill")
+            .args([name, "--", &group])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    assert!(signal("-INT"));
+    assert!(
+        lab.wait(Duration::from_secs(20)).is_err(),
+        "an unfinished measurement is no success"
+    );
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["lab.log"], "neither a report nor a file of the two ends");
+    assert!(!signal("-0"), "both ends are gone");
 }
 
 #[test]

@@ -85,7 +85,8 @@ pub fn measure(
     // A host that cannot be examined can be measured all the same.
     let findings = host::examine(&Wish::of(&config)).unwrap_or_default();
     let mut near = Near::open(&config, streams, stop)?;
-    let noise = noise::listen(Duration::from_millis(200));
+    let ticks = noise::Ticks::now();
+    let mut noise = noise::listen(Duration::from_millis(200));
     let steps = (2 * plan.sizes.len() + 2) as f64;
     let mut done = 0.0;
     let mut next = |what: &str| {
@@ -125,6 +126,7 @@ pub fn measure(
     for _ in 0..64 {
         last.turn()?;
     }
+    noise.stolen = noise::Ticks::now().stolen_since(ticks);
     Ok(Report {
         time: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         near: Machine::this(&last.end.mode()),

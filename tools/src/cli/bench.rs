@@ -156,7 +156,12 @@ impl PlanArgs {
     fn measure(&self, setting: &Setting, streams: Streams, stop: &AtomicUsize) -> Result<ExitCode> {
         let mut meter = Meter::new();
         let report = bench::measure(setting, streams, &self.plan(), stop, |what, share| {
-            meter.show_now(format_args!("{} {what}", gauge(share)));
+            if meter.visible {
+                meter.show_now(format_args!("{} {what}", gauge(share)));
+            } else {
+                // Who reads a file of it later wants to know where it stood still.
+                say(format_args!("seqcast: measuring: {what}"));
+            }
         });
         meter.clear();
         let report = report?;
@@ -288,15 +293,15 @@ fn print(report: &Report) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\n{:<34} {:>9} {:>9} {:>9} {:>9} {:>10} {:>9}",
-        "microseconds", "least", "p50", "p99", "p99.9", "most", "messages"
+        "\n{:<34} {:>9} {:>9} {:>9} {:>9} {:>9} {:>10} {:>9}",
+        "microseconds", "least", "p50", "p90", "p99", "p99.9", "most", "messages"
     )?;
     let mut row = |what: &str, l: &Latency| {
-        let times = [l.min_ns, l.p50_ns, l.p99_ns, l.p999_ns, l.max_ns].map(us);
-        let [least, p50, p99, p999, most] = times;
+        let times = [l.min_ns, l.p50_ns, l.p90_ns, l.p99_ns, l.p999_ns, l.max_ns].map(us);
+        let [least, p50, p90, p99, p999, most] = times;
         writeln!(
             out,
-            "{what:<34} {least:>9} {p50:>9} {p99:>9} {p999:>9} {most:>10} {:>9}",
+            "{what:<34} {least:>9} {p50:>9} {p90:>9} {p99:>9} {p999:>9} {most:>10} {:>9}",
             l.count
         )
     };
@@ -336,7 +341,9 @@ fn print(report: &Report) -> io::Result<()> {
     let (lost, longest) = (report.noise.lost * 100.0, us(report.noise.longest_ns));
     writeln!(
         out,
-        "an idle spin on the near core lost {lost:.1} % of its time, {longest} us at most at once"
+        "an idle spin on the near core lost {lost:.1} % of its time, {longest} us at most at once; a hypervisor took \
+         {:.1} % of all cores' time",
+        report.noise.stolen * 100.0
     )?;
     let costly = report
         .host
