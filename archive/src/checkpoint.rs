@@ -2,6 +2,8 @@
 //! segment is finished or released and at a clean stop; and `synced`, which says to others how far the
 //! log is on disk.
 
+use std::collections::BTreeMap;
+
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 
 use crate::codec::{Fault, Fields, Parser};
@@ -108,6 +110,11 @@ impl Checkpoint {
             stored: Vec::new(),
             lost: Vec::new(),
         }
+    }
+
+    /// The segments by their numbers.
+    pub(crate) fn by_number(&self) -> BTreeMap<u32, &Listed> {
+        self.segments.iter().map(|listed| (listed.number, listed)).collect()
     }
 
     /// `epoch` is the machine's start during which the checkpoint is true; zeros when it is true

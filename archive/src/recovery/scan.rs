@@ -41,8 +41,9 @@ impl Opening<'_> {
         let (mut segments, mut records, mut bytes, mut ignored) = (0, 0, 0, 0);
         // Made ahead and never used.
         let mut unused = Vec::new();
+        let listed_by_number = checkpoint.map(Checkpoint::by_number).unwrap_or_default();
         for (&number, &len) in &files.segments {
-            let listed = checkpoint.and_then(|c| c.segments.iter().find(|s| s.number == number));
+            let listed = listed_by_number.get(&number).copied();
             if number < tail.segment() {
                 match listed {
                     Some(listed) => state.segments.push(unmapped(listed)),

@@ -213,8 +213,9 @@ impl Opening<'_> {
 
     /// Takes over the segments that a clean checkpoint lists.
     fn take_listed(&mut self, checkpoint: &Checkpoint, files: &FilesFound, state: &mut State) -> Result<(), Error> {
+        let listed = checkpoint.by_number();
         for &number in files.segments.keys() {
-            match checkpoint.segments.iter().find(|s| s.number == number) {
+            match listed.get(&number) {
                 Some(listed) => state.segments.push(unmapped(listed)),
                 None => self.remove(&segment::file_name(number), Some("it holds nothing"))?,
             }

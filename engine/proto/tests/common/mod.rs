@@ -342,6 +342,10 @@ pub struct World {
     pub ask_group: bool,
     /// Answers are at most so many times as long as questions.
     pub amplification: u32,
+    /// Bytes of answers a second that an archive gives.
+    pub repair_rate: Option<u64>,
+    /// Bytes of frames from one party to another, with their headers.
+    pub carried: HashMap<(SocketAddrV4, SocketAddrV4), u64>,
     /// Bytes of answers, with their headers, to addresses of none of the parts.
     pub answered_strangers: u64,
     runs: u32,
@@ -367,6 +371,8 @@ impl World {
             lose_data: false,
             ask_group: false,
             amplification: RepairConfig::new(GROUP).amplification,
+            repair_rate: None,
+            carried: HashMap::new(),
             answered_strangers: 0,
             runs: 0,
             sent: 0,
@@ -412,6 +418,7 @@ impl World {
 
     pub fn start_archive(&mut self) {
         let mut config = ArchiverConfig::new(STREAM, GROUP, addr(2), 77);
+        config.repair.bytes_per_second = self.repair_rate;
         config.repair.amplification = self.amplification;
         self.archive = Some(Archiver::new(config, self.now, &mut self.archive_disk));
     }
@@ -435,6 +442,7 @@ impl World {
 
     fn dispatch(&mut self, frames: Vec<(SocketAddrV4, SocketAddrV4, Vec<u8>)>) {
         for (from, to, bytes) in frames {
+            *self.carried.entry((from, to)).or_default() += 28 + bytes.len() as u64;
             let answers = [Kind::Repair, Kind::Unavailable, Kind::End];
             if to != GROUP && usize::from(host(to)) >= 10 + self.clients.len() {
                 let is_answer = answers.iter().any(|kind| bytes[3] == *kind as u8);
