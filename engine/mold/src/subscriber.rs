@@ -323,7 +323,8 @@ impl Subscriber {
     fn deliver(&mut self, now: Nanos, packet: &Packet<'_>, answer: bool, reader: &mut impl Reader) {
         // Not more than the packet's count.
         let known = (self.next - packet.number) as usize;
-        for (number, message) in (self.next..).zip(packet.messages().skip(known)) {
+        // Numbers come second: behind the last message there may be none.
+        for (message, number) in packet.messages().skip(known).zip(self.next..) {
             reader.deliver(&packet.session, number, message);
         }
         let new = packet.next() - self.next;
@@ -405,7 +406,7 @@ impl Subscriber {
         let probe = self
             .following
             .front()
-            .filter(|_| self.end.is_none() && self.horizon == reached);
+            .filter(|_| self.end.is_none() && self.horizon == reached && reached < self.config.variant.last());
         let end = self.horizon + u64::from(probe.is_some());
         let since = probe.map_or(self.tail_since, |&(_, _, since)| since);
         let tail = reached < end && self.held.len() <= NEAR;
@@ -444,7 +445,8 @@ impl Subscriber {
             self.end = Some(self.horizon);
         } else {
             let end = end.min(self.horizon);
-            self.stats.lost += end - first;
+            // Two sessions of a stranger's may each have lost all that there can be.
+            self.stats.lost = self.stats.lost.saturating_add(end - first);
             reader.event(Event::Lost(session, first, end - 1));
             self.next = end;
             (self.moved, self.gap_known) = (now, false);
@@ -482,7 +484,8 @@ impl Subscriber {
                     continue;
                 }
                 let later = self.questions.iter().map(|q| q.first).filter(|at| *at > first);
-                let stop = later.min().unwrap_or(end).min(end).min(first + u64::from(self.count));
+                let stop = later.min().unwrap_or(end).min(end);
+                let stop = stop.min(first.saturating_add(u64::from(self.count)));
                 wanted.push((first, stop));
                 first = stop;
             }

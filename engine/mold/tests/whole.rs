@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 use seqcast_mold::answers::{Answers, Library};
-use seqcast_mold::packet::Request;
+use seqcast_mold::packet::{Builder, Request, write_beat};
 use seqcast_mold::publisher::{Publisher, PublisherConfig};
 use seqcast_mold::subscriber::{Event, Reader, Start, Subscriber, SubscriberConfig};
 use seqcast_mold::{SessionName, Variant};
@@ -388,4 +388,64 @@ fn a_session_that_ends_unheard_is_found_to_have_ended() {
             );
         }
     }
+}
+
+/// What a stranger's packets say is at the end of the numbers, in one session and the next.
+#[test]
+fn the_last_numbers_are_delivered_asked_for_and_counted() {
+    let variant = Variant::Mold64;
+    let last = variant.last();
+    let config = SubscriberConfig {
+        variant,
+        session: None,
+        start: Start::Now,
+        servers: 1,
+        skew: 0,
+        give_up: SECONDS,
+        hold: 1 << 20,
+        silence: 3 * SECONDS,
+        lines: 1,
+    };
+    let message = |session: &SessionName, number: u64| {
+        let mut builder = Builder::new(variant, 200);
+        builder.push(session, number, b"message").unwrap();
+        builder.take().unwrap().to_vec()
+    };
+    let beat = |session: &SessionName, next: u64, end: bool| {
+        let mut into = [0; 20];
+        write_beat(variant, &mut into, session, next, end);
+        into
+    };
+    let [one, two, three] = [1, 2, 3].map(SessionName::of);
+    let mut heard = Heard::default();
+    let mut subscriber = Subscriber::new(config, 0);
+    subscriber.on_packet(1, 0, &message(&one, last - 9), &mut heard);
+    subscriber.on_packet(1, 0, &message(&one, last - 1), &mut heard);
+    subscriber.poll(1, &mut heard);
+    let request = Request {
+        session: one,
+        first: last - 8,
+        count: 7,
+    };
+    assert_eq!(heard.requests, [(0, request)]);
+    for number in last - 8..last - 1 {
+        subscriber.on_answer(2, &message(&one, number), &mut heard);
+    }
+    assert_eq!(heard.messages.len(), 9);
+    assert_eq!(subscriber.position(), Some((one, last)));
+
+    // Another session is seen, but nothing can follow in this one: nobody is asked whether it does.
+    subscriber.on_packet(3, 0, &message(&two, 1), &mut heard);
+    subscriber.poll(3, &mut heard);
+    assert_eq!(heard.requests.len(), 1);
+    subscriber.on_packet(4, 0, &beat(&one, last, true), &mut heard);
+
+    // Two sessions of which all is lost but what came.
+    for (session, now) in [(two, 5), (three, 6)].map(|(session, at)| (session, at * SECONDS)) {
+        subscriber.on_packet(now, 0, &beat(&session, last, true), &mut heard);
+        subscriber.poll(now + SECONDS, &mut heard);
+    }
+    let ended = |session| heard.events.contains(&Event::Ended(session, last));
+    assert!([one, two, three].into_iter().all(ended), "{:?}", heard.events);
+    assert_eq!(subscriber.stats().lost, u64::MAX);
 }
