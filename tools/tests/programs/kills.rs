@@ -6,12 +6,30 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use seqcast_client::{EventKind, Received};
+use seqcast_client::{Engine, EventKind, Received};
 use seqcast_proto::rng::Rng;
 use serde_json::Value;
 
 use crate::common::{self, kill, terminate};
 use crate::host::{Host, LONG, Tool, number_of, numbered, publisher, subscriber};
+
+/// Publishes numbers until it is done, which the last message says in its subject; how many it were. Rests after
+/// each `so_many`: the disk of a small machine is no match for it, and the tests are not about that.
+fn publish_until(done: &AtomicBool, sent: &AtomicU32, so_many: u32, target: &Engine) -> u32 {
+    let mut publisher = publisher(target);
+    let mut number = 0;
+    while !done.load(Ordering::Relaxed) {
+        publisher.publish("", &numbered(number), LONG).unwrap();
+        number += 1;
+        sent.store(number, Ordering::Release);
+        if number % so_many == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    publisher.publish("end", b"", LONG).unwrap();
+    publisher.flush(LONG).unwrap();
+    number
+}
 
 #[test]
 fn an_engine_is_killed_under_its_programs_and_they_go_on() {
@@ -21,22 +39,7 @@ fn an_engine_is_killed_under_its_programs_and_they_go_on() {
     let done = AtomicBool::new(false);
     let sent = AtomicU32::new(0);
     let running = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut publisher = publisher(&target);
-            let mut number = 0;
-            while !done.load(Ordering::Relaxed) {
-                publisher.publish("", &numbered(number), LONG).unwrap();
-                number += 1;
-                sent.store(number, Ordering::Release);
-                if number % 256 == 0 {
-                    // The disk of a small machine is no match for it; the test is not about that.
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            }
-            publisher.publish("", b"end", LONG).unwrap();
-            publisher.flush(LONG).unwrap();
-            number
-        });
+        let writer = scope.spawn(|| publish_until(&done, &sent, 256, &target));
         let reader = scope.spawn(|| {
             let mut subscriber = subscriber(&target);
             let (mut next, mut again) = (0, 0);
@@ -47,7 +50,7 @@ fn an_engine_is_killed_under_its_programs_and_they_go_on() {
                         assert!(!matches!(event.kind, EventKind::Lost | EventKind::Missed), "{event:?}");
                         events.push(event.kind);
                     }
-                    Received::Message(message) if message.payload == b"end" => return (next, again, events),
+                    Received::Message(message) if message.subject == b"end" => return (next, again, events),
                     Received::Message(message) => {
                         let number = number_of(message.payload);
                         assert!(number <= next, "{number} instead of {next}: something is missing");
@@ -202,22 +205,7 @@ fn kills_at_random_cost_nobody_else_a_message() {
     let target = host.engine();
     let (done, sent) = (AtomicBool::new(false), AtomicU32::new(0));
     let (engines, running) = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut publisher = publisher(&target);
-            let mut number = 0;
-            while !done.load(Ordering::Relaxed) {
-                publisher.publish("", &numbered(number), LONG).unwrap();
-                number += 1;
-                sent.store(number, Ordering::Release);
-                if number % 64 == 0 {
-                    // The disk of a small machine is no match for it; the test is not about that.
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            }
-            publisher.publish("end", b"", LONG).unwrap();
-            publisher.flush(LONG).unwrap();
-            number
-        });
+        let writer = scope.spawn(|| publish_until(&done, &sent, 64, &target));
         let reader = scope.spawn(|| {
             let mut subscriber = subscriber(&target);
             let (mut next, mut of_others) = (0, HashMap::<Vec<u8>, u32>::new());
