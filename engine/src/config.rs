@@ -20,6 +20,7 @@ mod mold;
 mod programs;
 mod route;
 mod trust;
+mod worker;
 
 pub use change::{Change, changes};
 pub use lines::{Lines, Listen, Outgoing, Second};
@@ -28,6 +29,7 @@ pub use mold::{MoldSink, MoldSource, MoldVariant, OnLoss};
 pub use programs::Programs;
 pub use route::Route;
 pub use trust::{Allow, Net, Trust};
+pub use worker::{Core, Part, Worker};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -67,6 +69,9 @@ pub struct Config {
     /// Which streams carry which subjects.
     #[serde(default)]
     pub route: Vec<Route>,
+    /// Threads beside the engine's first, each with streams of its own.
+    #[serde(default)]
+    pub worker: Vec<Worker>,
     /// Streams that this engine publishes. A table without a stream has become one for each
     /// stream of the routes.
     #[serde(default)]
@@ -154,7 +159,7 @@ pub struct Engine {
     #[serde(default = "default_ttl")]
     pub ttl: u8,
     /// The core to pin the engine's thread to.
-    pub core: Option<usize>,
+    pub core: Option<Core>,
     /// What to do when there is nothing to do.
     #[serde(default)]
     pub idle: Idle,
@@ -246,7 +251,7 @@ impl Default for Udp {
 }
 
 /// `[engine.fault]`
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fault {
     /// Share of arriving frames to drop, 0.0 to 1.0.
@@ -449,6 +454,8 @@ pub struct Publish {
     /// Multicast group and port.
     #[serde(default = "by_subject")]
     pub stream: SocketAddrV4,
+    /// The [`Worker`] that serves it; by default the engine's first thread.
+    pub worker: Option<String>,
     /// Its lines.
     #[serde(default)]
     pub lines: Outgoing,
@@ -564,6 +571,8 @@ pub struct Subscribe {
     /// Multicast group and port.
     #[serde(default = "by_subject")]
     pub stream: SocketAddrV4,
+    /// The [`Worker`] that serves it; by default the engine's first thread.
+    pub worker: Option<String>,
     /// Its lines.
     #[serde(default)]
     pub lines: Lines,
@@ -646,6 +655,8 @@ pub enum Ack {
 pub struct Archive {
     /// Multicast group and port.
     pub stream: SocketAddrV4,
+    /// The [`Worker`] that serves it; by default the engine's first thread.
+    pub worker: Option<String>,
     /// The stream's identity; derived from group and port unless given.
     pub id: Option<u32>,
     /// Its lines.
@@ -863,6 +874,7 @@ impl Config {
             }
         }
         self.check_lines()?;
+        self.check_workers()?;
         mold::check(self)?;
         self.subscribe.iter().try_for_each(Subscribe::check)?;
         for archive in &self.archive {
@@ -899,13 +911,6 @@ impl Config {
                     archive.stream
                 ));
             }
-        }
-        let fault = self.engine.fault;
-        if !(0.0..=1.0).contains(&fault.drop) {
-            return invalid(format!(
-                "[engine.fault] drop = {} is not a share from 0.0 to 1.0",
-                fault.drop
-            ));
         }
         Ok(())
     }

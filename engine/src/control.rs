@@ -41,9 +41,15 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn start(origin: &Origin, running: &Config, mode: String, log: &Log, to: Reloader) -> Result<Control> {
+    pub(crate) fn start(
+        origin: &Origin,
+        running: &Config,
+        mode: String,
+        log: &Log,
+        to: Vec<Reloader>,
+    ) -> Result<Control> {
         let done = Arc::new(AtomicBool::new(false));
-        let mut worker = Worker {
+        let mut control = Reading {
             origin: origin.clone(),
             running: Arc::new(running.clone()),
             mode,
@@ -53,11 +59,11 @@ impl Control {
         };
         let mut seen = reload_requests();
         let thread = thread::Builder::new().name("control".into()).spawn(move || {
-            while !worker.done.load(Ordering::Acquire) {
+            while !control.done.load(Ordering::Acquire) {
                 let requests = reload_requests();
                 if requests != seen {
                     seen = requests;
-                    worker.reload();
+                    control.reload();
                 }
                 thread::park_timeout(LOOK);
             }
@@ -81,17 +87,18 @@ impl Drop for Control {
     }
 }
 
-struct Worker {
+struct Reading {
     origin: Origin,
     running: Arc<Config>,
     /// What a service manager shows of an engine that is well.
     mode: String,
     log: Log,
-    to: Reloader,
+    /// The engine's workers.
+    to: Vec<Reloader>,
     done: Arc<AtomicBool>,
 }
 
-impl Worker {
+impl Reading {
     /// All that the file changes, or nothing.
     fn reload(&mut self) {
         service::reloading();
@@ -117,7 +124,7 @@ impl Worker {
         }
         let new = Arc::new(new);
         let done = &self.done;
-        if !self.to.apply(Arc::clone(&new), || done.load(Ordering::Acquire)) {
+        if !Reloader::apply_to_all(&self.to, &new, || done.load(Ordering::Acquire)) {
             return Ok(());
         }
         self.running = new;

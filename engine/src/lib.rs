@@ -3,6 +3,7 @@
 //! - [`cli`]: the command line.
 //! - [`capture`]: copies of its frames for who attaches to watch.
 //! - [`config`]: what an engine shall do, from a TOML file.
+//! - [`cores`]: where its workers run.
 //! - [`counters`]: what a running engine shows of itself, in shared memory.
 //! - [`keys`]: files of keys that streams' frames are sealed with.
 //! - [`log`]: what is said to operators.
@@ -23,6 +24,7 @@ pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod cores;
 pub mod counters;
 pub mod feed;
 pub mod keys;

@@ -1,13 +1,15 @@
 //! Opens links as the configuration says.
 
-use anyhow::{Context, Result, bail};
+#[cfg(not(feature = "xdp"))]
+use anyhow::bail;
+use anyhow::{Context, Result};
 
-use crate::config::{Config, Engine, LinkKind};
+use crate::config::{Config, Engine, LinkKind, Part};
 use crate::link::Link;
 use crate::link::pair::Pair;
 use crate::link::udp::{UdpConfig, UdpLink};
 #[cfg(feature = "xdp")]
-use crate::link::xdp::{XdpConfig, XdpLink};
+use crate::link::xdp::{Card, XdpConfig, XdpLink};
 
 /// What is done with an engine's link, whatever it is.
 pub trait OnLink {
@@ -21,14 +23,59 @@ pub trait OnLink {
     fn run<L: Link + 'static>(self, link: L, kind: LinkKind, may_hold: u32) -> Result<Self::Output>;
 }
 
+/// The interfaces of an engine's workers that several of them use over AF_XDP.
+#[derive(Clone, Debug, Default)]
+pub struct Cards {
+    #[cfg(feature = "xdp")]
+    shared: Vec<(String, Card)>,
+}
+
+impl Cards {
+    /// Those of these workers.
+    #[cfg(feature = "xdp")]
+    #[must_use]
+    pub fn of(workers: &[Part]) -> Cards {
+        let lines: Vec<Engine> = workers
+            .iter()
+            .flat_map(Part::lines)
+            .filter(|line| line.link != LinkKind::Udp)
+            .collect();
+        let mut shared: Vec<(String, Card)> = Vec::new();
+        for (at, Engine { interface, .. }) in lines.iter().enumerate() {
+            let same = || lines.iter().filter(|line| line.interface == *interface);
+            if same().count() > 1 && lines[..at].iter().all(|line| line.interface != *interface) {
+                let card = Card::new(same().flat_map(|line| line.xdp.queues.iter().copied()));
+                shared.push((interface.clone(), card));
+            }
+        }
+        Cards { shared }
+    }
+
+    /// Kernel sockets share an interface without more.
+    #[cfg(not(feature = "xdp"))]
+    #[must_use]
+    pub fn of(_: &[Part]) -> Cards {
+        Cards::default()
+    }
+}
+
 /// Opens the link that a configuration asks for, and hands it on.
 ///
 /// # Errors
 /// When it cannot be opened, with the interface's name; or those of `then`.
 pub fn link<T: OnLink>(config: &Config, then: T) -> Result<T::Output> {
+    link_on(&Cards::default(), config, then)
+}
+
+/// The same for one worker of an engine.
+///
+/// # Errors
+/// As for [`link`].
+#[cfg_attr(not(feature = "xdp"), allow(unused_variables))]
+pub fn link_on<T: OnLink>(cards: &Cards, config: &Config, then: T) -> Result<T::Output> {
     #[cfg(feature = "xdp")]
     if config.engine.link != LinkKind::Udp {
-        match each_line(config, xdp) {
+        match each_line(config, |engine| xdp(cards, engine)) {
             Ok(lines) => return lines.hand_on(then, LinkKind::Xdp, xdp_config(&config.engine).may_hold()),
             Err(why) if config.engine.link == LinkKind::Auto => tracing::warn!(
                 target: crate::log::ENGINE, engine = config.engine.name,
@@ -107,25 +154,12 @@ fn xdp_config(engine: &Engine) -> XdpConfig {
 
 /// AF_XDP.
 #[cfg(feature = "xdp")]
-fn xdp(engine: &Engine) -> Result<XdpLink> {
-    XdpLink::open(&xdp_config(engine)).with_context(|| format!("cannot open AF_XDP on {}", engine.interface))
-}
-
-/// Binds the calling thread to a core.
-///
-/// # Errors
-/// When this process may not use it; names those that it may.
-pub fn pin(core: usize) -> Result<()> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let Some(id) = cores.iter().find(|c| c.id == core) else {
-        let known: Vec<String> = cores.iter().map(|c| c.id.to_string()).collect();
-        bail!(
-            "[engine] core = {core} is not there; this process may use cores {}",
-            known.join(", ")
-        );
+fn xdp(cards: &Cards, engine: &Engine) -> Result<XdpLink> {
+    let config = xdp_config(engine);
+    let shared = cards.shared.iter().find(|(name, _)| *name == engine.interface);
+    let link = match shared {
+        Some((_, card)) => XdpLink::open_on(card, &config),
+        None => XdpLink::open(&config),
     };
-    if !core_affinity::set_for_current(*id) {
-        bail!("[engine] core = {core}: the kernel refuses to pin the engine to it");
-    }
-    Ok(())
+    link.with_context(|| format!("cannot open AF_XDP on {}", engine.interface))
 }

@@ -20,22 +20,36 @@ pub struct Reloader(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     waits: AtomicBool,
+    /// The engine runs no more.
+    ended: AtomicBool,
     config: Mutex<Option<Arc<Config>>>,
 }
 
 impl Reloader {
     /// Lets the engine take what is live of a configuration, which is otherwise as the one that it runs
-    /// with. Waits until it has, or until `is_over` says that nobody will; false then.
+    /// with. Waits until it has, or has ended, or until `is_over` says that nobody will; false then.
     pub fn apply(&self, config: Arc<Config>, is_over: impl Fn() -> bool) -> bool {
-        *self.0.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(config);
-        self.0.waits.store(true, Ordering::Release);
-        while self.0.waits.load(Ordering::Acquire) {
-            if is_over() {
-                return false;
-            }
-            thread::park_timeout(LOOK);
+        Reloader::apply_to_all(std::slice::from_ref(self), &config, is_over)
+    }
+
+    /// The same for the workers of one engine: each takes it, and what has ended is passed over. Says
+    /// whether one took it.
+    pub fn apply_to_all(workers: &[Reloader], config: &Arc<Config>, is_over: impl Fn() -> bool) -> bool {
+        for worker in workers {
+            *worker.0.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(config));
+            worker.0.waits.store(true, Ordering::Release);
         }
-        true
+        let mut taken = false;
+        for Reloader(worker) in workers {
+            while worker.waits.load(Ordering::Acquire) && !worker.ended.load(Ordering::Acquire) {
+                if is_over() {
+                    return false;
+                }
+                thread::park_timeout(LOOK);
+            }
+            taken |= !worker.waits.load(Ordering::Acquire);
+        }
+        taken
     }
 
     /// What waits to be taken.
@@ -49,5 +63,10 @@ impl Reloader {
     /// It is in force.
     pub(crate) fn taken(&self) {
         self.0.waits.store(false, Ordering::Release);
+    }
+
+    /// Nothing is taken any more.
+    pub(crate) fn end(&self) {
+        self.0.ended.store(true, Ordering::Release);
     }
 }

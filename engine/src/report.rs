@@ -36,6 +36,25 @@ pub struct Report {
     pub trust: Vec<TrustReport>,
     /// Programs beside the engine; only with `[programs]`.
     pub programs: Option<HubReport>,
+    /// Each worker's own, if there are several; what stands above is the sum.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerReport>,
+}
+
+/// One worker of an engine that has several.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerReport {
+    /// The engine's name, a dot, the worker's; the engine's name alone for its first thread.
+    pub name: String,
+    /// The core that it was pinned to.
+    pub core: Option<usize>,
+    /// What its link really is.
+    pub mode: String,
+    /// Its link's counters.
+    pub link: LinkStats,
+    /// Its duty cycle's counters.
+    pub cycle: CycleReport,
 }
 
 counts! {
@@ -566,6 +585,46 @@ impl Latency {
 }
 
 impl Report {
+    /// The report of an engine, made of those of its workers and the cores that they were pinned to; `None`
+    /// without any.
+    #[must_use]
+    pub fn of_workers(name: &str, workers: Vec<(Option<usize>, Report)>) -> Option<Report> {
+        let each = |(core, report): &(Option<usize>, Report)| WorkerReport {
+            name: report.name.clone(),
+            core: *core,
+            mode: report.mode.clone(),
+            link: report.link,
+            cycle: report.cycle,
+        };
+        let told = workers.iter().map(each).collect();
+        let mut reports = workers.into_iter().map(|(_, report)| report);
+        let first = reports.next()?;
+        if reports.len() == 0 {
+            return Some(first);
+        }
+        let all = reports.fold(first, Report::and);
+        Some(Report {
+            name: name.to_owned(),
+            workers: told,
+            ..all
+        })
+    }
+
+    fn and(mut self, other: Report) -> Report {
+        self.mode = format!("{}; {}", self.mode, other.mode);
+        self.link = self.link.plus(&other.link);
+        self.cycle = self.cycle.plus(&other.cycle);
+        self.subscriptions.extend(other.subscriptions);
+        self.publications.extend(other.publications);
+        self.archives.extend(other.archives);
+        self.trust.extend(other.trust);
+        self.programs = match (self.programs, other.programs) {
+            (Some(one), Some(other)) => Some(one.plus(&other)),
+            (one, other) => one.or(other),
+        };
+        self
+    }
+
     /// Writes the report as one file that is whole or absent.
     ///
     /// # Errors

@@ -13,6 +13,9 @@ use seqcast_engine::node::StopRequests;
 /// How often a thread beside the engine looks, if no watchdog wants it more often.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// The pulse of a worker that is done.
+pub(crate) const ENDED: u64 = u64::MAX;
+
 /// Tells the service manager of a running engine until it is dropped.
 pub(crate) struct Service {
     done: Arc<AtomicBool>,
@@ -20,9 +23,9 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Watches an engine. `pulse` grows with each of its turns: while it does, the watchdog is fed.
-    /// Nothing if no manager listens.
-    pub(crate) fn start(pulse: Arc<AtomicU64>, stop: StopRequests) -> Option<Service> {
+    /// Watches an engine. The pulse of each of its workers grows with its turns: while all do, the watchdog
+    /// is fed. Nothing if no manager listens.
+    pub(crate) fn start(pulses: Vec<Arc<AtomicU64>>, stop: StopRequests) -> Option<Service> {
         std::env::var_os("NOTIFY_SOCKET")?;
         let done = Arc::new(AtomicBool::new(false));
         let watchdog = sd_notify::watchdog_enabled();
@@ -31,10 +34,14 @@ impl Service {
         let thread = thread::spawn({
             let done = Arc::clone(&done);
             move || {
-                let (mut last, mut stopping) = (None, false);
+                let (mut last, mut stopping) = (vec![None; pulses.len()], false);
                 while !done.load(Ordering::Acquire) {
-                    let turns = pulse.load(Ordering::Relaxed);
-                    if watchdog.is_some() && last.replace(turns) != Some(turns) {
+                    let mut all_turn = true;
+                    for (pulse, last) in pulses.iter().zip(&mut last) {
+                        let turns = pulse.load(Ordering::Relaxed);
+                        all_turn &= last.replace(turns) != Some(turns) || turns == ENDED;
+                    }
+                    if all_turn && watchdog.is_some() {
                         tell(&[NotifyState::Watchdog]);
                     }
                     if !stopping && stop.load(Ordering::Relaxed) > 0 {

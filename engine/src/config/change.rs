@@ -79,6 +79,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
     // Their order has a meaning.
     let routes = |config: &Config| Value::from_iter([("routes", value(&config.route))]);
     one("route", routes(old), routes(new));
+    let worker = |c: &Config| c.worker.iter().map(|w| (w.name.clone(), value(w))).collect();
+    streams(&mut all, "worker", worker(old), worker(new));
     let publish = |c: &Config| c.publish.iter().map(|p| (title(p.stream, p.id), value(p))).collect();
     streams(&mut all, "publish", publish(old), publish(new));
     let subscribe = |c: &Config| c.subscribe.iter().map(|s| (title(s.stream, s.id), value(s))).collect();
@@ -100,7 +102,7 @@ fn title(stream: std::net::SocketAddrV4, id: Option<u32>) -> String {
     }
 }
 
-/// Compares tables of streams, by their title.
+/// Compares tables of which there are several, by their title.
 fn streams(all: &mut Vec<Change>, name: &str, old: Map<String, Value>, mut new: Map<String, Value>) {
     let whole = |title: &str, old: &str, new: &str| Change {
         table: format!("[[{name}]] {title}"),
@@ -164,10 +166,15 @@ trust = { allow = ["10.0.0.0/8"] }
 [[subscribe]]
 stream = "239.1.1.2:5000"
 sink = { stdout = true }
+worker = "b"
 [[archive]]
 stream = "239.1.1.1:5000"
 dir = "a"
 trust = { allow = ["10.0.0.0/8"] }
+[[worker]]
+name = "b"
+core = 3
+queues = [1]
 "#;
 
     fn config(text: &str) -> Config {
@@ -259,6 +266,7 @@ trust = { allow = ["10.0.0.0/8"] }
                 true,
             ),
             ("[engine]", "[programs]\n[engine]", "[programs]", false),
+            ("core = 3", "core = \"auto\"", "[[worker]] b core: 3 -> \"auto\"", false),
         ] {
             let (all, all_live) = differs(&[(from, to)]);
             assert!(all.len() == 1 && all[0].starts_with(expected), "{all:?}");

@@ -194,11 +194,22 @@ fn default_buffer() -> usize {
 impl Config {
     /// Fills in what sinks and sources of feeds take from the tables around them.
     pub(super) fn complete_mold(&mut self) {
-        let engine = &self.engine;
-        for Subscribe { sink, state, name, .. } in &mut self.subscribe {
+        let (engine, workers) = (&self.engine, &self.worker);
+        let interface = |worker: &Option<String>| {
+            let worker = workers.iter().find(|w| Some(&w.name) == worker.as_ref());
+            worker.and_then(|w| w.interface.as_ref()).unwrap_or(&engine.interface)
+        };
+        for subscribe in &mut self.subscribe {
+            let Subscribe {
+                sink,
+                state,
+                name,
+                worker,
+                ..
+            } = subscribe;
             let Some(mold) = &mut sink.mold else { continue };
             if mold.interface.is_empty() {
-                mold.interface.clone_from(&engine.interface);
+                mold.interface.clone_from(interface(worker));
             }
             let name = name.as_ref().unwrap_or(&engine.name);
             // A name of its own counts numbers of its own.
@@ -207,10 +218,13 @@ impl Config {
                 .map_or(String::new(), |s| format!("-{}", s.to_string().replace('/', "_")));
             mold.kept_in = state.as_ref().map(|dir| dir.join(format!("{name}.mold{session}")));
         }
-        for Publish { source, state, .. } in &mut self.publish {
+        for publish in &mut self.publish {
+            let Publish {
+                source, state, worker, ..
+            } = publish;
             let Some(mold) = &mut source.mold else { continue };
             if mold.interface.is_empty() {
-                mold.interface.clone_from(&engine.interface);
+                mold.interface.clone_from(interface(worker));
             }
             mold.map = state.as_ref().filter(|_| source.resume).map(|dir| {
                 let mut name = dir.clone().into_os_string();

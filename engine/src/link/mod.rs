@@ -51,8 +51,10 @@ counts! {
         receive_dropped: Counter,
         /// Datagrams dropped on purpose by a configured fault.
         fault_dropped: Counter,
-        /// Datagrams that were cut short, malformed or not for this link.
+        /// Datagrams that were cut short or malformed.
         malformed: Counter,
+        /// Datagrams of another worker's streams that came on a queue of this one and are lost.
+        misrouted: Counter,
         /// System calls made to receive, send or wait.
         syscalls: Counter,
         /// Frames of an AF_XDP link that are free.

@@ -279,6 +279,7 @@ impl<L: Link> Node<L> {
             archives: self.record.iter().map(Record::report).collect(),
             trust: self.guards.report(),
             programs: self.hub.as_ref().map(Hub::report),
+            workers: Vec::new(),
         }
     }
 
@@ -648,6 +649,7 @@ impl<L: Link> Node<L> {
     /// Closes everything in order, whatever happened before.
     fn close(mut self, mut result: Result<()>) -> (Report, Result<()>) {
         let now = self.clock.now();
+        self.reloader.end();
         for record in &mut self.record {
             let seal = self.guards.seal(record.stream());
             let mut out = Out::new(&mut self.link, &mut self.local, &mut self.mirror, self.own, seal, now);

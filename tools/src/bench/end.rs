@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
-use seqcast_engine::config::{Config, LinkKind};
+use anyhow::{Context, Result, bail};
+use seqcast_engine::config::{Config, Core, LinkKind};
+use seqcast_engine::cores;
 use seqcast_engine::link::Link;
 use seqcast_engine::node::{Node, Programs};
 use seqcast_engine::open::{self, OnLink};
@@ -156,6 +157,9 @@ impl End {
             (stream, Box::new(handler))
         };
         let publisher = || Publisher(Rc::clone(&outbox), vec![0; LONGEST].into());
+        let mut parts = config.split();
+        cores::assign(&mut parts)?;
+        let config = &parts.first().context("an end has streams")?.config;
         let programs = Programs {
             publishers: config
                 .publish
@@ -166,8 +170,8 @@ impl End {
             ..Programs::default()
         };
         let node = open::link(config, Open { config, programs })?;
-        if let Some(core) = config.engine.core {
-            open::pin(core)?;
+        if let Some(core) = config.engine.core.and_then(Core::number) {
+            cores::pin(core)?;
         }
         Ok(End { node, outbox, lost })
     }

@@ -83,7 +83,9 @@ pub fn measure(
 ) -> Result<Report> {
     let (config, configuration) = setting.config(streams.out, &[streams.back], 0.0)?;
     // A host that cannot be examined can be measured all the same.
-    let findings = host::examine(&Wish::of(&config)).unwrap_or_default();
+    let wishes = Wish::of(&config);
+    let findings = wishes.first().and_then(|(_, wish)| host::examine(wish).ok());
+    let findings = findings.unwrap_or_default();
     let mut near = Near::open(&config, streams, stop)?;
     let ticks = noise::Ticks::now();
     let mut noise = noise::listen(Duration::from_millis(200));

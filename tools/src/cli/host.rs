@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use seqcast_engine::config::Config;
+use seqcast_engine::config::{Config, Core};
 use seqcast_tools::host::{self, Finding, Outcome, Remedy, State, Step, Wish};
 
 #[derive(clap::Args)]
@@ -56,23 +56,32 @@ pub(crate) struct TuneArgs {
 }
 
 impl Whom {
-    fn wish(&self) -> Result<Wish> {
-        let mut wish = match &self.config {
+    /// What each worker wants, with what it is called.
+    fn wishes(&self) -> Result<Vec<(String, Wish)>> {
+        let mut wishes = match &self.config {
             Some(path) => {
                 let mut config = Config::read(path)?;
-                config.engine.core = self.core.or(config.engine.core);
+                config.engine.core = self.core.map(Core::Number).or(config.engine.core);
                 Wish::of(&config)
             }
-            None => Wish {
-                core: self.core,
-                ..Wish::on(self.interface.clone().context("which interface?")?)
-            },
+            None => {
+                let wish = Wish {
+                    core: self.core,
+                    ..Wish::on(self.interface.clone().context("which interface?")?)
+                };
+                vec![("[engine]".to_owned(), wish)]
+            }
         };
-        wish.xdp &= !self.udp;
-        if let Some(interface) = &self.interface {
-            wish.interface.clone_from(interface);
+        if wishes.len() > 1 && (self.interface.is_some() || self.core.is_some()) {
+            bail!("the configuration has several [[worker]]: leave out the interface and --core, each has its own");
         }
-        Ok(wish)
+        for (_, wish) in &mut wishes {
+            wish.xdp &= !self.udp;
+            if let Some(interface) = &self.interface {
+                wish.interface.clone_from(interface);
+            }
+        }
+        Ok(wishes)
     }
 
     fn examine(&self, wish: &Wish) -> Result<Vec<Finding>> {
@@ -91,27 +100,39 @@ impl Whom {
 }
 
 pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode> {
-    let findings = args.whom.examine(&args.whom.wish()?)?;
+    let wishes = args.whom.wishes()?;
     let mut out = io::stdout().lock();
-    for finding in &findings {
-        super::tell(if args.json {
-            let line = serde_json::to_string(&Line::of(finding))?;
-            writeln!(out, "{line}")
-        } else {
-            show(&mut out, finding, args.verbose)
-        })?;
-    }
-    let count = |state| findings.iter().filter(|finding| finding.state == state).count();
-    if !args.json {
+    let mut found_bad = false;
+    for (title, wish) in &wishes {
+        let findings = args.whom.examine(wish)?;
+        let worker = (wishes.len() > 1).then_some(title.as_str());
+        if let Some(title) = worker.filter(|_| !args.json) {
+            super::tell(writeln!(out, "{title} on {}", wish.interface))?;
+        }
+        for finding in &findings {
+            super::tell(if args.json {
+                let line = serde_json::to_string(&Line::of(finding, worker))?;
+                writeln!(out, "{line}")
+            } else {
+                show(&mut out, finding, args.verbose)
+            })?;
+        }
+        let count = |state| findings.iter().filter(|finding| finding.state == state).count();
         let (bad, poor) = (count(State::Bad), count(State::Poor));
-        super::tell(writeln!(out, "{bad} bad, {poor} poor, {} in all", findings.len()))?;
+        found_bad |= bad > 0;
+        if !args.json {
+            super::tell(writeln!(out, "{bad} bad, {poor} poor, {} in all", findings.len()))?;
+        }
     }
-    Ok(ExitCode::from(u8::from(count(State::Bad) > 0)))
+    Ok(ExitCode::from(u8::from(found_bad)))
 }
 
 /// A finding for scripts.
 #[derive(serde::Serialize)]
 struct Line<'a> {
+    /// Of which worker, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<&'a str>,
     topic: &'a str,
     state: State,
     is: &'a str,
@@ -123,13 +144,14 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn of(finding: &'a Finding) -> Line<'a> {
+    fn of(finding: &'a Finding, worker: Option<&'a str>) -> Line<'a> {
         let (commands, advice) = match &finding.remedy {
             Some(Remedy::Change(changes)) => (changes.iter().map(ToString::to_string).collect(), None),
             Some(Remedy::Advice(text)) => (Vec::new(), Some(text.as_str())),
             None => (Vec::new(), None),
         };
         Line {
+            worker,
             topic: finding.topic,
             state: finding.state,
             is: &finding.is,
@@ -147,7 +169,7 @@ fn show(out: &mut impl Write, finding: &Finding, verbose: bool) -> io::Result<()
         State::Poor => "poor",
         State::Bad => "BAD",
     };
-    let line = Line::of(finding);
+    let line = Line::of(finding, None);
     writeln!(out, "{state:<5} {:<15} {}", line.topic, line.is)?;
     if verbose || finding.state > State::Good {
         writeln!(out, "{:21} why: {}", "", line.why)?;
@@ -159,32 +181,41 @@ fn show(out: &mut impl Write, finding: &Finding, verbose: bool) -> io::Result<()
 }
 
 pub(crate) fn tune(args: &TuneArgs) -> Result<ExitCode> {
-    let wish = args.whom.wish()?;
-    let interface = &wish.interface;
-    let record = args.state.join(format!("tune-{interface}.json"));
-    let steps = if args.undo {
-        host::undo(&record, args.dry_run)?
-    } else {
-        host::tune(&args.whom.examine(&wish)?, &record, args.dry_run)?
-    };
     let mut out = io::stdout().lock();
-    for step in &steps {
-        super::tell(tell_step(&mut out, step))?;
+    let mut any_refused = false;
+    let mut wishes = args.whom.wishes()?;
+    if args.undo {
+        // What was changed for one worker is kept with what was changed for the others of its interface.
+        wishes.sort_by(|(_, a), (_, b)| a.interface.cmp(&b.interface));
+        wishes.dedup_by(|(_, a), (_, b)| a.interface == b.interface);
     }
-    let changed = steps
-        .iter()
-        .filter(|s| matches!(s.outcome, Outcome::Made | Outcome::Planned))
-        .count();
-    let refused = steps
-        .iter()
-        .filter(|s| matches!(s.outcome, Outcome::Refused(_)))
-        .count();
-    let would = if args.dry_run { "to be changed" } else { "changed" };
-    super::tell(writeln!(out, "{changed} {would}, {refused} refused"))?;
-    if changed > 0 && !args.dry_run && !args.undo {
-        super::tell(writeln!(out, "back: seqcast tune {interface} --undo"))?;
+    for (_, wish) in &wishes {
+        let interface = &wish.interface;
+        let record = args.state.join(format!("tune-{interface}.json"));
+        let steps = if args.undo {
+            host::undo(&record, args.dry_run)?
+        } else {
+            host::tune(&args.whom.examine(wish)?, &record, args.dry_run)?
+        };
+        for step in &steps {
+            super::tell(tell_step(&mut out, step))?;
+        }
+        let changed = steps
+            .iter()
+            .filter(|s| matches!(s.outcome, Outcome::Made | Outcome::Planned))
+            .count();
+        let refused = steps
+            .iter()
+            .filter(|s| matches!(s.outcome, Outcome::Refused(_)))
+            .count();
+        any_refused |= refused > 0;
+        let would = if args.dry_run { "to be changed" } else { "changed" };
+        super::tell(writeln!(out, "{changed} {would}, {refused} refused"))?;
+        if changed > 0 && !args.dry_run && !args.undo {
+            super::tell(writeln!(out, "back: seqcast tune {interface} --undo"))?;
+        }
     }
-    Ok(ExitCode::from(u8::from(refused > 0)))
+    Ok(ExitCode::from(u8::from(any_refused)))
 }
 
 fn tell_step(out: &mut impl Write, step: &Step) -> io::Result<()> {

@@ -11,8 +11,10 @@ mod sys;
 mod tune;
 
 use std::io;
+use std::net::SocketAddrV4;
 
-use seqcast_engine::config::{Config, Idle, LinkKind, Udp, Xdp};
+use seqcast_engine::config::{Config, Core, Idle, LinkKind, Part, Udp, Xdp};
+use seqcast_engine::cores;
 use seqcast_engine::link::Bind;
 use serde::Serialize;
 
@@ -32,8 +34,10 @@ pub struct Wish {
     pub xdp: bool,
     /// Whether nothing less than zero-copy will do.
     pub zero_copy: bool,
-    /// Receive queues that it serves.
+    /// Receive queues that are served, by it or by another worker of the same engine.
     pub queues: Vec<u32>,
+    /// What must come on a certain queue, since several workers of the engine share the interface.
+    pub steered: Option<Steered>,
     /// Bytes of a frame.
     pub frame_size: u32,
     /// Frames for each queue.
@@ -46,22 +50,60 @@ pub struct Wish {
     pub receive_buffer: usize,
 }
 
+/// What a NIC must hand to one worker's queue.
+#[derive(Clone, Debug)]
+pub struct Steered {
+    /// Its first queue.
+    pub queue: u32,
+    /// The worker's groups.
+    pub groups: Vec<SocketAddrV4>,
+    /// The worker's port for queries and repairs; 0 if the kernel chooses it.
+    pub port: u16,
+}
+
 impl Wish {
-    /// What the engine of a configuration wants.
+    /// What each worker of a configuration wants, with what it is called.
     #[must_use]
-    pub fn of(config: &Config) -> Wish {
-        let engine = &config.engine;
+    pub fn of(config: &Config) -> Vec<(String, Wish)> {
+        let mut parts = config.split();
+        // What cannot be assigned is found below: cores that are not there.
+        let _ = cores::assign(&mut parts);
+        parts
+            .iter()
+            .map(|part| (part.title(), Wish::of_one(part, &parts)))
+            .collect()
+    }
+
+    fn of_one(part: &Part, all: &[Part]) -> Wish {
+        let engine = &part.config.engine;
+        let xdp = engine.link != LinkKind::Udp;
+        let shares = |other: &&Part| other.config.engine.interface == engine.interface;
+        let mut queues: Vec<u32> = all
+            .iter()
+            .filter(shares)
+            .flat_map(|other| other.config.engine.xdp.queues.iter().copied())
+            .collect();
+        queues.sort_unstable();
+        queues.dedup();
+        let groups = part.config.joined_groups();
+        let steered = Steered {
+            queue: engine.xdp.queues.first().copied().unwrap_or(0),
+            groups: groups.clone(),
+            port: engine.port,
+        };
+        let alone = !xdp || all.iter().filter(shares).count() < 2;
         Wish {
             interface: engine.interface.clone(),
-            core: engine.core,
+            core: engine.core.and_then(Core::number),
             spins: engine.idle.in_force(engine.core.is_some()) == Idle::Spin,
-            xdp: engine.link != LinkKind::Udp,
+            xdp,
             zero_copy: engine.xdp.bind == Bind::ZeroCopy,
-            queues: engine.xdp.queues.clone(),
+            queues,
+            steered: (!alone).then_some(steered),
             frame_size: engine.xdp.frame_size,
             frames: engine.xdp.frames,
             rx_ring: engine.xdp.rx_ring,
-            groups: config.joined_groups().len(),
+            groups: groups.len(),
             receive_buffer: engine.udp.receive_buffer,
         }
     }
@@ -77,6 +119,7 @@ impl Wish {
             xdp: true,
             zero_copy: xdp.bind == Bind::ZeroCopy,
             queues: xdp.queues,
+            steered: None,
             frame_size: xdp.frame_size,
             frames: xdp.frames,
             rx_ring: xdp.rx_ring,

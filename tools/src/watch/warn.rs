@@ -165,6 +165,12 @@ fn link(part: &PartSummary, all: &mut Vec<String>) {
     if part.rate("filter_no_socket") > 0.0 {
         all.push("frames arrive on a queue that the engine does not serve: see `seqcast check`".to_owned());
     }
+    if part.total("misrouted") > 0 {
+        all.push(format!(
+            "{} frames of another worker's streams came on this one's queue and were lost: `ethtool -N` steers them, see `seqcast check --config`",
+            part.total("misrouted")
+        ));
+    }
     if part.rate("send_failed") > 0.0 {
         all.push(format!(
             "the kernel refuses {:.0} frames a second: route or firewall",

@@ -8,7 +8,9 @@
 //!
 //! Start: attach the filter with an empty socket map, bind the queues, fill them, and put the
 //! sockets into the map last, so that no packet meets a half-open link. The end is the reverse.
+//! Links that share a [`Card`] share its filter; each packet goes to the link that has the queue.
 
+mod card;
 mod config;
 mod interface;
 mod neighbour;
@@ -21,18 +23,19 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
-
-use seqcast_bpf::Filter;
 
 use super::wait::{poll, pollfd};
 use super::{Datagram, Link, LinkStats, check_group, group_mac};
+use card::Attached;
 use interface::Interface;
 use neighbour::Neighbours;
 use packet::Headers;
 use queue::{Held, Queue};
 
 pub use super::{Attach, Bind};
+pub use card::Card;
 pub use config::XdpConfig;
 pub use queue::FrameCount;
 pub use seqcast_bpf::Counters;
@@ -51,7 +54,9 @@ const CHECK_AFTER: u32 = 1 << 20;
 pub struct XdpLink {
     // Dropped in this order: the queues unbind before the filter lets go of the interface.
     queues: Vec<Queue>,
-    filter: Filter,
+    card: Arc<Attached>,
+    /// Whether it says what the filter has counted: of links that share one, the first does.
+    counts: bool,
     kernel: UdpSocket,
     local: SocketAddrV4,
     ttl: u8,
@@ -108,21 +113,34 @@ impl XdpLink {
     /// When the configuration does not fit the interface, the process lacks a capability, or the
     /// interface or one of its queues is taken. Each error names its remedy.
     pub fn open(config: &XdpConfig) -> io::Result<XdpLink> {
+        XdpLink::open_on(&Card::new(config.queues.iter().copied()), config)
+    }
+
+    /// Opens one of the links that share a card. How the filter is attached, and its faults, are those of
+    /// the one that is opened first.
+    ///
+    /// # Errors
+    /// As for [`XdpLink::open`].
+    pub fn open_on(card: &Card, config: &XdpConfig) -> io::Result<XdpLink> {
         config.check()?;
         let interface = Interface::read(&config.interface)?;
-        start::check_fit(config, &interface)?;
+        start::check_fit(config, card.queues(), &interface)?;
         let (kernel, local) = start::open_kernel_socket(&interface, config)?;
-        let mut filter = Filter::load(&start::fault(config), interface.queues)?;
-        filter.add(local)?;
-        let (mode, no_driver) = start::attach(&mut filter, &interface, config.attach)?;
-        let (mut queues, bind_note) = start::bind(config, interface.mtu, mode)?;
+        let (attached, counts) = card.attach(config, &interface)?;
+        attached.filter.add(local)?;
+        let (mut queues, bind_note) = start::bind(config, interface.mtu, attached.mode)?;
         for queue in &mut queues {
             queue.fill()?;
         }
 
         let max_payload = start::packet_limit(config, &interface)? - packet::IP_UDP;
         let link = XdpLink {
-            mode: start::describe(&interface.name, mode, &queues, &[no_driver, bind_note]),
+            mode: start::describe(
+                &interface.name,
+                attached.mode,
+                &queues,
+                &[attached.no_driver.clone(), bind_note],
+            ),
             poll: queues
                 .iter()
                 .map(Queue::raw_fd)
@@ -130,7 +148,8 @@ impl XdpLink {
                 .map(|fd| pollfd(fd, libc::POLLIN))
                 .collect(),
             queues,
-            filter,
+            card: attached,
+            counts,
             kernel,
             local,
             ttl: config.ttl,
@@ -148,7 +167,7 @@ impl XdpLink {
         };
         // Last, so that what arrives finds all of it ready. From here on `drop` undoes it.
         for queue in &link.queues {
-            link.filter.insert_socket(queue.id(), queue.socket())?;
+            link.card.filter.insert_socket(queue.id(), queue.socket())?;
         }
         Ok(link)
     }
@@ -173,7 +192,7 @@ impl XdpLink {
     /// # Errors
     /// When the kernel refuses to read the counters.
     pub fn filter_counters(&self) -> io::Result<Counters> {
-        Ok(self.filter.counters()?)
+        Ok(self.card.filter.counters()?)
     }
 
     /// Sends through the kernel, which finds the way and asks for the peer's Ethernet address. What
@@ -213,9 +232,9 @@ impl XdpLink {
 impl Drop for XdpLink {
     fn drop(&mut self) {
         // Hands the traffic back to the kernel before the sockets go. A socket that never got into the map is no
-        // matter, and the filter goes next in any case.
+        // matter.
         for queue in &self.queues {
-            let _ = self.filter.remove_socket(queue.id());
+            let _ = self.card.filter.remove_socket(queue.id());
         }
     }
 }
@@ -239,11 +258,14 @@ impl Link for XdpLink {
             let queue = &mut self.queues[turn];
             turn = if turn + 1 == queues { 0 } else { turn + 1 };
             queue.receive(max - handed, |held| {
-                let received = packet::parse(held.packet()).filter(|received| self.wanted.contains(&received.to));
-                let Some(received) = received else {
+                let Some(received) = packet::parse(held.packet()) else {
                     stats.malformed += 1;
                     return;
                 };
+                if !self.wanted.contains(&received.to) {
+                    stats.misrouted += 1;
+                    return;
+                }
                 let neighbour = (*received.from.ip(), received.mac);
                 if !received.tagged && noted != Some(neighbour) {
                     self.neighbours.heard(neighbour.0, neighbour.1, self.now);
@@ -335,7 +357,7 @@ impl Link for XdpLink {
                     _ => io::Error::new(error.kind(), format!("cannot join {group}: {error}")),
                 })?;
         }
-        self.filter.add(group)?;
+        self.card.filter.add(group)?;
         self.wanted.push(group);
         Ok(())
     }
@@ -393,7 +415,7 @@ impl Link for XdpLink {
                 stats.malformed += drops.invalid;
             }
         }
-        if let Ok(counters) = self.filter.counters() {
+        if let Some(counters) = self.counts.then(|| self.card.filter.counters().ok()).flatten() {
             stats.fault_dropped = counters.fault_dropped;
             stats.filter_redirected = counters.redirected;
             stats.filter_no_socket = counters.no_socket;

@@ -55,8 +55,9 @@ pub(super) fn packet_limit(config: &XdpConfig, interface: &Interface) -> io::Res
     }
 }
 
-/// Checks that a packet fits a frame, and that every receive queue is served.
-pub(super) fn check_fit(config: &XdpConfig, interface: &Interface) -> io::Result<()> {
+/// Checks that a packet fits a frame, and that every receive queue is served: `served` are those of all
+/// links that share the interface.
+pub(super) fn check_fit(config: &XdpConfig, served: &[u32], interface: &Interface) -> io::Result<()> {
     let Interface { name, mtu, queues, .. } = interface;
     let room = config.frame_size - HEADROOM;
     if mtu + packet::LINK_OVERHEAD > room {
@@ -77,13 +78,12 @@ pub(super) fn check_fit(config: &XdpConfig, interface: &Interface) -> io::Result
             "{name} has no receive queue {queue}; it has {queues}, from 0 (`ethtool -l {name}`)"
         )));
     }
-    if config.queues.len() < *queues as usize {
+    if served.len() < *queues as usize {
         let all: Vec<u32> = (0..*queues).collect();
         return Err(invalid(format!(
-            "{name} spreads what arrives over {queues} receive queues, and only {:?} would be served; `ethtool -L \
-             {name} combined {}`, or queues = {all:?}",
-            config.queues,
-            config.queues.len()
+            "{name} spreads what arrives over {queues} receive queues, and only {served:?} would be served; `ethtool \
+             -L {name} combined {}`, or queues = {all:?}",
+            served.len()
         )));
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::super::facts::{Facts, Pause};
 use super::{Finding, Setting, State, Wish, advice, change, good, set};
-use crate::host::Remedy;
+use crate::host::{Remedy, Steered};
 
 /// Drivers with AF_XDP zero-copy, and the kernel that first had it, by the kernel's history.
 const ZERO_COPY: [(&str, (u32, u32)); 10] = [
@@ -227,6 +227,28 @@ pub(super) fn queues(facts: &Facts, wish: &Wish) -> Option<Finding> {
     } else {
         finding.but(State::Bad, advice("list all queues in [engine.xdp]"))
     })
+}
+
+pub(super) fn steering(_: &Facts, wish: &Wish) -> Option<Finding> {
+    let Steered { queue, groups, port } = wish.steered.as_ref()?;
+    let rule = |to: String| {
+        let interface = &wish.interface;
+        format!("ethtool -N {interface} flow-type udp4 {to} action {queue}")
+    };
+    let groups = groups
+        .iter()
+        .map(|g| rule(format!("dst-ip {} dst-port {}", g.ip(), g.port())));
+    let own = match port {
+        0 => "give the worker a `port`, and steer that as well".to_owned(),
+        port => rule(format!("dst-port {port}")),
+    };
+    let finding = good(
+        "steering",
+        format!("to queue {queue}, for one worker of several"),
+        "a NIC spreads streams over its queues as it likes: what comes on another worker's is lost (`misrouted`)",
+    );
+    let rules: Vec<String> = groups.chain([own]).collect();
+    Some(finding.but(State::Note, advice(rules.join("; "))))
 }
 
 pub(super) fn rings(facts: &Facts, wish: &Wish) -> Option<Finding> {

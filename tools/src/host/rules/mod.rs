@@ -23,6 +23,7 @@ const RULES: &[Rule] = &[
     limits::locked_memory,
     device::mtu,
     device::queues,
+    device::steering,
     device::rings,
     device::coalescing,
     device::flow_control,

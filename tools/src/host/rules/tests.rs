@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use super::super::Steered;
 use super::super::facts::{Channels, Coalesce, Core, Feature, Irq, Link, Nic, Pause, Rings, Sleep};
 use super::*;
 
@@ -84,6 +85,7 @@ fn tuned() -> (Facts, Wish) {
         xdp: true,
         zero_copy: true,
         queues: vec![0],
+        steered: None,
         frame_size: 2048,
         frames: 8192,
         rx_ring: 2048,
@@ -303,4 +305,22 @@ fn queues_that_cannot_be_joined_are_steered() {
     let (state, commands) = told(&finding);
     assert_eq!(state, State::Bad);
     assert!(commands[0].contains("dst-port PORT action 3"), "{commands:?}");
+}
+
+#[test]
+fn each_worker_that_shares_a_nic_says_what_must_come_on_its_queue() {
+    let finding = with("steering", |_, w| {
+        w.steered = Some(Steered {
+            queue: 1,
+            groups: vec!["239.1.1.2:5000".parse().unwrap()],
+            port: 7001,
+        });
+    });
+    let (state, commands) = told(&finding);
+    assert_eq!(state, State::Note);
+    assert!(
+        commands[0].contains("dst-ip 239.1.1.2 dst-port 5000 action 1")
+            && commands[0].contains("dst-port 7001 action 1"),
+        "{commands:?}"
+    );
 }
