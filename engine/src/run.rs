@@ -21,9 +21,6 @@ use crate::gate::{Gate, Opened};
 use crate::privileges;
 use crate::service::{self, ENDED, Service};
 
-/// Each group of the kernel link is a socket, whose receive buffer may have to exceed the system's limit.
-const UDP_JOINS_WITH: &[Capability] = &[Capability::CAP_NET_ADMIN];
-
 /// What an engine is started with.
 pub(crate) struct Setting {
     pub(crate) origin: Origin,
@@ -204,17 +201,19 @@ struct Start<'a, R> {
 impl<R: FnOnce(&[Opened]) -> Result<()>> OnLink for Start<'_, R> {
     type Output = End;
 
-    fn run<L: Link + 'static>(self, link: L, kind: LinkKind, may_hold: u32) -> Result<End> {
+    fn run<L: Link + 'static>(self, mut link: L, kind: LinkKind, may_hold: u32) -> Result<End> {
         let Start { run, ready } = self;
         let part = run.part;
-        let joins_with = match kind {
-            LinkKind::Udp => UDP_JOINS_WITH,
-            _ => &[],
-        };
         let config = &part.config;
+        if kind == LinkKind::Udp {
+            // Each group is a socket, whose receive buffer may have to exceed the system's limit.
+            for group in config.joined_groups() {
+                link.join(group).with_context(|| format!("cannot join {group}"))?;
+            }
+        }
         // Threads have the capabilities of the one that starts them, so most go before there are any.
         if config.engine.privileges == Privileges::Drop {
-            privileges::drop_all_but(&[joins_with, gives_away(config)].concat())?;
+            privileges::drop_all_but(gives_away(config))?;
         }
         let socket = match &config.engine.capture {
             Some(path) => Some(Socket::open(path, format!("{} {}", config.engine.name, link.mode()))?),

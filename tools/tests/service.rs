@@ -46,6 +46,17 @@ impl Manager {
         }
     }
 
+    /// With a second worker over kernel sockets.
+    fn config_of_two(&self, interface: &str, link: &str) -> std::path::PathBuf {
+        let path = self.config(interface, link);
+        let more = format!(
+            "[[subscribe]]\nstream = \"239.81.0.2:5000\"\nworker = \"b\"\nsink = {{ file = \"{}\" }}\n[[worker]]\nname = \"b\"\nlink = \"udp\"\n",
+            self.dir.path().join("out-b").display()
+        );
+        fs::write(&path, fs::read_to_string(&path).unwrap() + &more).unwrap();
+        path
+    }
+
     fn config(&self, interface: &str, link: &str) -> std::path::PathBuf {
         let path = self.dir.path().join("engine.toml");
         let text = format!(
@@ -60,10 +71,25 @@ impl Manager {
 
 #[test]
 fn a_manager_hears_of_start_life_and_end() {
-    let mut manager = Manager::new();
+    let manager = Manager::new();
     let config = manager.config("lo", "udp");
+    start_life_and_end(manager, &config);
+}
+
+#[test]
+fn a_manager_hears_of_two_workers_as_of_one() {
+    let manager = Manager::new();
+    let config = manager.config_of_two("lo", "udp");
+    let manager = start_life_and_end(manager, &config);
+    let status = manager.heard.iter().find(|line| line.starts_with("STATUS=udp on lo"));
+    assert!(status.is_some_and(|line| line.contains("; b: udp on lo")), "{status:?}");
+    let ready = manager.heard.iter().filter(|line| *line == "READY=1");
+    assert_eq!(ready.count(), 1, "once, when both are open");
+}
+
+fn start_life_and_end(mut manager: Manager, config: &Path) -> Manager {
     let mut command = Command::new(engine());
-    command.args(["run", "--config"]).arg(&config);
+    command.args(["run", "--config"]).arg(config);
     command.env("NOTIFY_SOCKET", manager.dir.path().join("notify"));
     command.env("WATCHDOG_USEC", "400000");
     let process = Process::spawn("engine", command, &manager.dir.path().join("log")).unwrap();
@@ -71,10 +97,12 @@ fn a_manager_hears_of_start_life_and_end() {
     manager.hears("STATUS=udp on lo");
     // More than once, as long as it lives.
     manager.hears("WATCHDOG=1");
-    manager.heard.clear();
+    let heard = std::mem::take(&mut manager.heard);
     manager.hears("WATCHDOG=1");
     terminate(process);
     manager.hears("STOPPING=1");
+    manager.heard.extend(heard);
+    manager
 }
 
 /// The capabilities of each thread of a process, and whether it may gain any.
@@ -98,7 +126,7 @@ fn rights_in_a_lab(start: impl FnOnce(&Path, &Path) -> Vec<String>) -> Option<Ve
     let lab = lone_host(Lab::xdp_available())?;
     let host = lab.host("host").unwrap();
     let manager = Manager::new();
-    let config = manager.config(host.interface(), "xdp");
+    let config = manager.config_of_two(host.interface(), "xdp");
     let line = start(manager.dir.path(), &config);
     let mut command = host.command(&line[0]);
     command.args(&line[1..]);
@@ -132,7 +160,9 @@ fn a_user_with_four_capabilities_runs_af_xdp_and_gives_them_back() {
     let start = |dir: &Path, config: &Path| {
         // Its files are its own, and so is a copy of the program where it can get at it.
         let program = dir.join("seqcast-engine");
-        fs::copy(engine(), &program).unwrap();
+        // Not by this process: a child that another test starts meanwhile would hold it open.
+        let copied = Command::new("cp").arg(engine()).arg(&program).status().unwrap();
+        assert!(copied.success());
         let own = Command::new("chown")
             .args(["-R", "65534:65534"])
             .arg(dir)

@@ -194,13 +194,11 @@ fn two_workers_share_the_queues_of_one_interface() {
         assert!(mode.contains(&format!(" queue {queue} of ")), "{mode}");
     }
     // The one filter has a socket for each queue, and is counted once.
-    let link = &report["link"];
-    assert_eq!(link["filter_no_socket"], 0, "{link}");
-    assert!(
-        link["filter_redirected"].as_u64() >= link["received"].as_u64(),
-        "{link}"
-    );
-    assert!(link["fault_dropped"].as_u64() > Some(0), "{link}");
+    let [first, second] = [0, 1].map(|at| &workers[at]["link"]);
+    assert_eq!(first["filter_no_socket"], 0, "{first}");
+    assert!(first["filter_redirected"].as_u64() > Some(0), "{first}");
+    assert!(first["fault_dropped"].as_u64() > Some(0), "{first}");
+    assert_eq!(second["filter_redirected"], 0, "{second}");
 }
 
 #[test]
@@ -209,8 +207,9 @@ fn one_worker_serves_two_queues_to_which_two_workers_send() {
         return;
     };
     let worker = format!("{WORKER}queues = [1]\n");
-    let engine = format!("xdp = {{ queues = [0, 1] }}\n{FAULT}");
-    let report = world.run(&Side::new(WIRE, "", &worker), &Side::new(WIRE, &engine, ""), || ());
+    // Nothing is lost, since what it asks leaves from queue 0 and so reaches only one of the two.
+    let engine = "xdp = { queues = [0, 1] }";
+    let report = world.run(&Side::new(WIRE, "", &worker), &Side::new(WIRE, engine, ""), || ());
     assert_eq!(report["workers"], Value::Null, "one worker reports as ever");
     assert_eq!(report["link"]["filter_no_socket"], 0);
     assert!(report["mode"].as_str().unwrap().contains("queues 0,1 of "), "{report}");
@@ -301,7 +300,7 @@ fn an_order_reaches_all_workers_and_all_are_shown() {
     assert!(!log().contains("source.rate: 10.0 -> 20.0"), "{}", log());
     fs::write(&path, faster).unwrap();
     server.reload().unwrap();
-    for stream in [&world.stream, &world.stream_b] {
+    for stream in [world.stream.clone(), format!("{} id 2", world.stream_b)] {
         world.until_said(
             "server",
             &format!("reload: [[publish]] {stream} source.rate: 10.0 -> 20.0"),
@@ -311,7 +310,7 @@ fn an_order_reaches_all_workers_and_all_are_shown() {
     // Each worker has its counters beside those of the first.
     assert!(counters.exists() && world.path("server-b.counters").exists());
     let top = seqcast(&["top", "--once", "--json", "--interval", "200ms"], world.dir.path());
-    let names: Vec<String> = top
+    let mut names: Vec<String> = top
         .lines()
         .map(|line| {
             serde_json::from_str::<Value>(line).unwrap()["engine"]
@@ -320,6 +319,7 @@ fn an_order_reaches_all_workers_and_all_are_shown() {
                 .to_owned()
         })
         .collect();
+    names.sort();
     assert_eq!(names, ["server", "server.b"], "{top}");
     let metrics = seqcast(&["metrics"], world.dir.path());
     assert!(
