@@ -25,10 +25,8 @@ pub(crate) enum Mode {
 }
 
 /// As the engine's defaults.
-const FRAME: u32 = 2048;
 const FRAMES: u32 = 8192;
 const RING: u32 = 2048;
-const SEND_BUFFER: libc::c_int = RING as libc::c_int * (FRAME as libc::c_int + 1024);
 /// Bytes in front of the payload: what Ethernet, IPv4 and UDP take.
 const HEADERS: usize = 42;
 /// An Ethernet type for experiments.
@@ -66,7 +64,8 @@ impl BarePort {
         let fd = receive.fd().as_raw_fd();
         // XDP_MAX_TX_SKB_BUDGET, for kernels that have it: frames that one kick may send.
         let _ = option(fd, libc::SOL_XDP, 9, RING as libc::c_int);
-        option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)?;
+        let send_buffer = (RING * (frame_size(side.mtu) + 1024)) as libc::c_int;
+        option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, send_buffer)?;
         let (to_send, to_fill) = frames.split_at(RING as usize);
         let mut port = BarePort {
             _program: Program::attach(&side.interface, mode, fd)?,
@@ -198,12 +197,18 @@ impl Port for BarePort {
     }
 }
 
+/// Bytes of a frame that takes a packet of an MTU and what the kernel wants before it. The engine's default, or its
+/// larger size.
+pub(crate) fn frame_size(mtu: u32) -> u32 {
+    if mtu <= 1770 { 2048 } else { 4096 }
+}
+
 type Opened = (RxQueue, TxQueue, FillQueue, CompQueue, Umem, Vec<FrameDesc>);
 
 fn open_socket(side: &Side, mode: Mode) -> Result<Opened> {
     let ring = |size| QueueSize::new(size).map_err(|error| anyhow!("{error}"));
     let umem = UmemConfig::builder()
-        .frame_size(FrameSize::new(FRAME).map_err(|error| anyhow!("{error}"))?)
+        .frame_size(FrameSize::new(frame_size(side.mtu)).map_err(|error| anyhow!("{error}"))?)
         .fill_queue_size(ring(2 * RING)?)
         .comp_queue_size(ring(RING)?)
         .build()

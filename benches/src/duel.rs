@@ -8,7 +8,7 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use crossbeam_utils::CachePadded;
 use hdrhistogram::Histogram;
 
-use crate::pair::{Pair, Side};
+use crate::pair::{LARGEST_MTU, MTU, Pair, Side};
 
 /// A small message, and the UDP payload of an engine frame that holds one such message.
 pub(crate) const SMALL: usize = 64;
@@ -19,7 +19,10 @@ pub(crate) const LARGE_FRAME: usize = LARGE + OVERHEAD;
 /// The UDP payload of an engine frame with as many small messages as an MTU of 1500 takes, and how
 /// many that are.
 pub(crate) const FULL_FRAME: usize = seqcast_proto::wire::HEADER + FULL_COUNT * SMALL_ENTRY;
-pub(crate) const FULL_COUNT: usize = (1472 - seqcast_proto::wire::HEADER) / SMALL_ENTRY;
+pub(crate) const FULL_COUNT: usize = full_count(MTU);
+/// The same for the largest MTU.
+pub(crate) const LARGEST_FRAME: usize = seqcast_proto::wire::HEADER + LARGEST_COUNT * SMALL_ENTRY;
+pub(crate) const LARGEST_COUNT: usize = full_count(LARGEST_MTU);
 /// Frames handed to the kernel at once, for every contender.
 pub(crate) const BATCH: usize = 64;
 /// Frames of a stream that may be on their way: the engine's receive ring. A sender that outran the
@@ -30,6 +33,11 @@ const STALLED: Duration = Duration::from_millis(5);
 
 const OVERHEAD: usize = seqcast_proto::wire::HEADER + seqcast_proto::wire::MESSAGE_HEADER;
 const SMALL_ENTRY: usize = SMALL + seqcast_proto::wire::MESSAGE_HEADER;
+
+/// Small messages in a frame of a packet that the MTU allows, IPv4 and UDP headers and all.
+const fn full_count(mtu: u32) -> usize {
+    (mtu as usize - 28 - seqcast_proto::wire::HEADER) / SMALL_ENTRY
+}
 
 /// The longest wait for anything that cannot fail to happen unless something is broken.
 const PATIENCE: Duration = Duration::from_secs(2);

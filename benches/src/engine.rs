@@ -18,9 +18,10 @@ use seqcast_proto::io::{Application, Delivery, Event, Path};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::server::Source;
 use seqcast_proto::wire::Message;
+use tempfile::TempDir;
 
 #[cfg(feature = "xdp")]
-use crate::bare::Mode;
+use crate::bare::{Mode, frame_size};
 use crate::duel::{BATCH, Counters, Port, Received, Words, word_of};
 use crate::greedy::Greedy;
 use crate::pair::{End, Side};
@@ -43,6 +44,7 @@ pub(crate) fn xdp(side: &Side, mode: Mode, drop: f64) -> Result<(XdpLink, u32)> 
         } else {
             Bind::Copy
         },
+        frame_size: frame_size(side.mtu),
         fault: fault(drop),
         ..XdpConfig::new(side.interface.clone())
     };
@@ -81,6 +83,8 @@ pub(crate) fn config(side: &Side, more: &str) -> Result<Config> {
     );
     Config::parse(&text, FilePath::new("benchmark")).map_err(|error| anyhow!("{error}"))
 }
+
+const SPIN: &str = "idle = \"spin\"";
 
 /// A link without a protocol above it.
 pub(crate) struct LinkPort<L> {
@@ -256,6 +260,8 @@ pub(crate) struct EnginePort<L: Link> {
     outgoing: Rc<Outgoing>,
     seen: Rc<Seen>,
     greedy: Option<Greedy>,
+    /// Where the far end records the stream.
+    _archive: Option<TempDir>,
 }
 
 impl<L: Link> EnginePort<L> {
@@ -269,9 +275,29 @@ impl<L: Link> EnginePort<L> {
         Ok(port)
     }
 
-    pub(crate) fn open(side: &Side, (link, may_hold): (L, u32)) -> Result<EnginePort<L>> {
+    /// With an archive of the near end's stream in the far end's engine, below `directory`.
+    pub(crate) fn open_archiving(side: &Side, link: (L, u32), directory: &FilePath) -> Result<EnginePort<L>> {
+        if side.end == End::Near {
+            return EnginePort::open(side, link);
+        }
+        let archive = TempDir::new_in(directory)?;
+        let table = format!(
+            "{SPIN}\n[[archive]]\nstream = \"{}\"\ndir = {:?}\nkeep_bytes = \"2 GiB\"",
+            stream(side.end.other()),
+            archive.path(),
+        );
+        let mut port = EnginePort::with(side, link, &table)?;
+        port._archive = Some(archive);
+        Ok(port)
+    }
+
+    pub(crate) fn open(side: &Side, link: (L, u32)) -> Result<EnginePort<L>> {
+        EnginePort::with(side, link, SPIN)
+    }
+
+    fn with(side: &Side, (link, may_hold): (L, u32), more: &str) -> Result<EnginePort<L>> {
         let (ours, theirs) = (stream(side.end), stream(side.end.other()));
-        let config = config(side, "idle = \"spin\"")?;
+        let config = config(side, more)?;
         let outgoing = Rc::new(Outgoing::default());
         let publisher = Publisher::new(Rc::clone(&outgoing));
         let seen = Rc::new(Seen::default());
@@ -285,6 +311,7 @@ impl<L: Link> EnginePort<L> {
             outgoing,
             seen,
             greedy: None,
+            _archive: None,
         })
     }
 }

@@ -1,6 +1,14 @@
 //! `seqcast-bench`: what the engine does on a veth pair, beside the raw limits, the kernel and its
 //! own links, in one run. `docs/benchmarks.md` says what each figure is.
 
+#![cfg_attr(
+    not(feature = "xdp"),
+    allow(
+        dead_code,
+        reason = "some rows need AF_XDP, and what they alone use is not worth a mark each"
+    )
+)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
+#[cfg(feature = "peers")]
+mod aeron;
 #[cfg(feature = "xdp")]
 mod bare;
 mod duel;
@@ -116,7 +126,7 @@ fn run(cli: &Cli) -> Result<()> {
         Some([near, far]) => Cable::Cards([near.clone(), far.clone()]),
         _ => Cable::Veth,
     };
-    let pair = if cli.no_network {
+    let mut pair = if cli.no_network {
         None
     } else {
         Some(Pair::new(cores, &cable, cli.zero_copy)?)
@@ -124,8 +134,8 @@ fn run(cli: &Cli) -> Result<()> {
     let patience = Duration::from_secs(if cli.quick { QUICK_PATIENCE } else { PATIENCE }) / rounds as u32;
     for round in 1..=rounds {
         results.add_jitter(jitter::measure(cores, time)?);
-        if let Some(pair) = &pair {
-            network::round(pair, time, patience, [&cli.only, &cli.task], &mut results)?;
+        if let Some(pair) = &mut pair {
+            network::round(pair, time, patience, [&cli.only, &cli.task], &cli.out, &mut results)?;
         }
         if !cli.no_memory {
             memory_round(cli, cores, time, &mut results)?;

@@ -1,15 +1,24 @@
 //! Who is measured on the cable, at what, and against whom.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+#[cfg(feature = "peers")]
+use crate::aeron::AeronPort;
 #[cfg(feature = "xdp")]
 use crate::bare::{BarePort, Mode};
+#[cfg(any(feature = "xdp", feature = "peers"))]
+use crate::duel::LARGEST_COUNT;
+#[cfg(feature = "xdp")]
+use crate::duel::LARGEST_FRAME;
 use crate::duel::{self, BATCH, FULL_COUNT, FULL_FRAME, LARGE, LARGE_FRAME, Outcome, Phase, SMALL, SMALL_FRAME};
 use crate::engine::{self, EnginePort, LinkPort};
 use crate::kernel::{How, KernelPort};
 use crate::pair::Pair;
+#[cfg(any(feature = "xdp", feature = "peers"))]
+use crate::pair::{LARGEST_MTU, MTU};
 use crate::programs::{Apart, InTurn};
 use crate::results::{Limit, Name, Results};
 use crate::{ONE_WAY, RATE, REPAIR, ROUND_TRIP, is_wanted};
@@ -42,6 +51,10 @@ const FRAMES_FULL: &str = "1460 B frames, batch 64";
 const MESSAGES_PACKED: &str = "64 B messages, 21 a frame";
 const MESSAGES_ALONE: &str = "64 B messages, one by one";
 const MESSAGES_LARGE: &str = "1 KiB messages, 1 a frame";
+#[cfg(feature = "xdp")]
+const FRAMES_LARGEST: &str = "3432 B frames, batch 64";
+#[cfg(any(feature = "xdp", feature = "peers"))]
+const MESSAGES_LARGEST: &str = "64 B messages, 50 a frame";
 
 const EVERY_US: u64 = 20;
 
@@ -111,20 +124,24 @@ const DRIVER: &str = "bare AF_XDP, driver";
 const GENERIC: &str = "bare AF_XDP, generic";
 const KERNEL: &str = "kernel UDP";
 
+#[cfg(any(feature = "xdp", feature = "peers"))]
+const ENGINE: &str = "Seqcast xdp, driver";
+
 /// How the names of contenders begin that are programs beside engines.
 pub(crate) const BESIDE: [&str; 2] = ["programs", "threads"];
 
 /// Calls of [`Turn::take`] in a round.
-const CONTENDERS: u32 = if cfg!(feature = "xdp") { 19 } else { 9 };
+const CONTENDERS: u32 = if cfg!(feature = "xdp") { 23 } else { 9 } + if cfg!(feature = "peers") { 4 } else { 0 };
 
 /// One turn of every contender that `only` wants, at the tasks whose name contains
 /// `task`. `patience` is the time in which disturbed
 /// measurements may be repeated; each contender has an even share of it.
 pub(crate) fn round(
-    pair: &Pair,
+    pair: &mut Pair,
     time: Duration,
     patience: Duration,
     [only, task]: [&str; 2],
+    directory: &Path,
     results: &mut Results,
 ) -> Result<()> {
     let mut turn = Turn {
@@ -133,6 +150,7 @@ pub(crate) fn round(
         patience: patience / CONTENDERS,
         only,
         task,
+        directory,
         results,
     };
     #[cfg(feature = "xdp")]
@@ -174,7 +192,7 @@ pub(crate) fn round(
             ]
         };
         for (link, engine, limit, mode) in [
-            ("link xdp, driver", "Seqcast xdp, driver", DRIVER, Mode::Driver),
+            ("link xdp, driver", ENGINE, DRIVER, Mode::Driver),
             ("link xdp, generic", "Seqcast xdp, generic", GENERIC, Mode::Generic),
         ] {
             turn.take(link, &link_tasks(limit), |side| {
@@ -199,18 +217,15 @@ pub(crate) fn round(
     }
     #[cfg(feature = "xdp")]
     {
-        // The limit is the same stream without the greedy client.
-        let tasks =
-            [(SMALL, FULL_COUNT, MESSAGES_PACKED), (LARGE, 1, MESSAGES_LARGE)].map(|(size, count, what)| Task {
-                against: Some(Limit {
-                    contender: "Seqcast xdp, driver",
-                    what,
-                    per_frame: 1,
-                }),
-                ..stream(size, count, BATCH, what, None)
-            });
+        // The limit is the same stream without the greedy client, or without the archive.
+        let tasks = [(SMALL, FULL_COUNT, MESSAGES_PACKED), (LARGE, 1, MESSAGES_LARGE)]
+            .map(|(size, count, what)| stream(size, count, BATCH, what, Some((ENGINE, what))).one_by_one());
         turn.take("Seqcast xdp, greedy", &tasks, |side| {
             EnginePort::open_greedy(side, engine::xdp(side, Mode::Driver, 0.0)?)
+        })?;
+        let directory = turn.directory;
+        turn.take("Seqcast xdp, archive", &tasks, |side| {
+            EnginePort::open_archiving(side, engine::xdp(side, Mode::Driver, 0.0)?, directory)
         })?;
     }
     let tasks = [
@@ -246,7 +261,44 @@ pub(crate) fn round(
             EnginePort::open(side, engine::udp(side, share)?)
         })?;
     }
+    #[cfg(feature = "peers")]
+    for (contender, beside, share) in [
+        ("Aeron", ENGINE, 0.0),
+        ("Aeron, 1% lost", "Seqcast xdp, 1% lost", 0.01),
+        ("Aeron, 5% lost", "Seqcast xdp, 5% lost", 0.05),
+    ] {
+        turn.take(contender, &aeron_tasks(beside), |side| AeronPort::open(side, share))?;
+    }
+    #[cfg(any(feature = "xdp", feature = "peers"))]
+    if turn.pair.is_veth() {
+        turn.pair.set_mtu(LARGEST_MTU)?;
+        let result = turn.take_largest();
+        turn.pair.set_mtu(MTU)?;
+        result?;
+    }
     Ok(())
+}
+
+/// Aeron, held against the engine at the same.
+#[cfg(feature = "peers")]
+fn aeron_tasks(engine: &'static str) -> Vec<Task> {
+    let mut tasks = vec![
+        paced(SMALL, Some(engine)),
+        stream(
+            SMALL,
+            FULL_COUNT,
+            BATCH,
+            MESSAGES_PACKED,
+            Some((engine, MESSAGES_PACKED)),
+        )
+        .one_by_one(),
+        stream(LARGE, 1, BATCH, MESSAGES_LARGE, Some((engine, MESSAGES_LARGE))),
+    ];
+    if engine == ENGINE {
+        tasks.push(trip(SMALL, Some(engine)));
+        tasks.push(stream(SMALL, 1, 1, MESSAGES_ALONE, Some((engine, MESSAGES_ALONE))));
+    }
+    tasks
 }
 
 /// Programs beside the engines, held against programs within them.
@@ -276,15 +328,46 @@ fn lossy_tasks(limit: &'static str) -> [Task; 3] {
 
 /// A round in progress.
 struct Turn<'a> {
-    pair: &'a Pair,
+    pair: &'a mut Pair,
     time: Duration,
     patience: Duration,
     only: &'a str,
     task: &'a str,
+    /// For what contenders keep in files while they run.
+    directory: &'a Path,
     results: &'a mut Results,
 }
 
 impl Turn<'_> {
+    /// Who is measured on a cable of the largest MTU.
+    #[cfg(any(feature = "xdp", feature = "peers"))]
+    fn take_largest(&mut self) -> Result<()> {
+        let small = |against| stream(SMALL, LARGEST_COUNT, BATCH, MESSAGES_LARGEST, Some(against));
+        const LARGEST_ENGINE: &str = "Seqcast xdp, MTU 3506";
+        #[cfg(feature = "xdp")]
+        {
+            const LIMIT: (&str, &str) = ("bare AF_XDP, MTU 3506", FRAMES_LARGEST);
+            let frames = |against| stream(LARGEST_FRAME, 1, BATCH, FRAMES_LARGEST, against);
+            let mode = Mode::Driver;
+            self.take(LIMIT.0, &[trip(SMALL_FRAME, None), frames(None)], |side| {
+                BarePort::open(side, mode)
+            })?;
+            self.take("link xdp, MTU 3506", &[frames(Some(LIMIT))], |side| {
+                LinkPort::new(side, engine::xdp(side, mode, 0.0)?.0)
+            })?;
+            self.take(LARGEST_ENGINE, &[trip(SMALL, Some(LIMIT.0)), small(LIMIT)], |side| {
+                EnginePort::open(side, engine::xdp(side, mode, 0.0)?)
+            })?;
+        }
+        #[cfg(feature = "peers")]
+        self.take(
+            "Aeron, MTU 3506",
+            &[small((LARGEST_ENGINE, MESSAGES_LARGEST)).one_by_one()],
+            |side| AeronPort::open(side, 0.0),
+        )?;
+        Ok(())
+    }
+
     fn take<P: duel::Port>(
         &mut self,
         contender: &'static str,
@@ -315,7 +398,6 @@ impl Turn<'_> {
                 let name = Name {
                     group: REPAIR,
                     what: "",
-                    limit: None,
                     ..name
                 };
                 self.results.add_latency(name, repaired);

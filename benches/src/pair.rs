@@ -47,6 +47,11 @@ pub(crate) enum Cable {
 
 const VETH: &str = "cable";
 
+/// The MTU of a cable unless said otherwise.
+pub(crate) const MTU: u32 = 1500;
+/// The largest MTU with which a veth pair takes a program in driver mode, whose packets must fit a page.
+pub(crate) const LARGEST_MTU: u32 = 3506;
+
 /// The two namespaces.
 pub(crate) struct Pair {
     namespaces: [File; 2],
@@ -54,6 +59,8 @@ pub(crate) struct Pair {
     interfaces: [String; 2],
     macs: [[u8; 6]; 2],
     zero_copy: bool,
+    mtu: u32,
+    is_veth: bool,
 }
 
 /// A thread's place: in a namespace with one interface, and on a core once it is pinned.
@@ -71,6 +78,8 @@ pub(crate) struct Side {
     pub(crate) peer_mac: [u8; 6],
     /// AF_XDP in driver mode is to be bound with zero-copy.
     pub(crate) zero_copy: bool,
+    /// The cable's MTU.
+    pub(crate) mtu: u32,
     core: CoreId,
 }
 
@@ -127,16 +136,33 @@ impl Pair {
             interfaces,
             macs: [[0; 6]; 2],
             zero_copy,
+            mtu: MTU,
+            is_veth: matches!(cable, Cable::Veth),
         };
         for end in [End::Near, End::Far] {
             let interface = &pair.interfaces[end as usize];
             pair.macs[end as usize] = pair.inside(end, || {
                 ip(&format!("address add {}/24 dev {interface}", end.address()))?;
-                ip(&format!("link set dev {interface} mtu 1500 up"))?;
+                ip(&format!("link set dev {interface} mtu {MTU} up"))?;
                 mac_of(interface)
             })?;
         }
         Ok(pair)
+    }
+
+    /// Whether the cable is of our own making.
+    pub(crate) fn is_veth(&self) -> bool {
+        self.is_veth
+    }
+
+    /// Changes the MTU of both ends, which nobody must have open.
+    pub(crate) fn set_mtu(&mut self, mtu: u32) -> Result<()> {
+        for end in [End::Near, End::Far] {
+            let interface = &self.interfaces[end as usize];
+            self.inside(end, || ip(&format!("link set dev {interface} mtu {mtu}")))?;
+        }
+        self.mtu = mtu;
+        Ok(())
     }
 
     fn inside<T: Send>(&self, end: End, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -163,6 +189,7 @@ impl Pair {
             peer_address: end.other().address(),
             peer_mac: self.macs[end.other() as usize],
             zero_copy: self.zero_copy,
+            mtu: self.mtu,
             core: self.cores[end as usize],
         };
         let (near, far) = thread::scope(|scope| {

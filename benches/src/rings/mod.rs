@@ -20,6 +20,8 @@ use crate::pair::pin;
 use contenders::{Chunks, Lanes, Publish, Put, Rtrb, Take};
 
 mod contenders;
+#[cfg(feature = "peers")]
+mod iceoryx;
 
 type Message = [u8; 64];
 
@@ -36,6 +38,8 @@ pub(crate) enum Ring {
     ArrayQueue,
     Rtrb,
     Disruptor,
+    #[cfg(feature = "peers")]
+    Iceoryx,
     Lane,
     Broadcast,
 }
@@ -46,6 +50,8 @@ impl Ring {
         Ring::ArrayQueue,
         Ring::Rtrb,
         Ring::Disruptor,
+        #[cfg(feature = "peers")]
+        Ring::Iceoryx,
         Ring::Lane,
         Ring::Broadcast,
     ];
@@ -56,6 +62,8 @@ impl Ring {
             Ring::ArrayQueue => "crossbeam ArrayQueue",
             Ring::Rtrb => "rtrb",
             Ring::Disruptor => "disruptor",
+            #[cfg(feature = "peers")]
+            Ring::Iceoryx => "iceoryx2",
             Ring::Lane => "Seqcast lane",
             Ring::Broadcast => "Seqcast broadcast",
         }
@@ -142,6 +150,16 @@ pub(crate) fn stream(ring: Ring, load: Load, cores: [CoreId; 2], time: Duration)
             let (take, builder) = build_single_producer(DEPTH, || [0; 64], BusySpin).new_event_poller();
             run.rate([Publish(builder.build())], take)?
         }
+        #[cfg(feature = "peers")]
+        Ring::Iceoryx if two => {
+            let (puts, take) = iceoryx::topic::<2>("two")?;
+            run.rate(puts, take)?
+        }
+        #[cfg(feature = "peers")]
+        Ring::Iceoryx if load == Load::One => {
+            let (put, take) = iceoryx::topic::<1>("one")?;
+            run.rate(put, take)?
+        }
         _ => return Ok(None),
     }))
 }
@@ -170,6 +188,11 @@ pub(crate) fn round_trip(ring: Ring, cores: [CoreId; 2], time: Duration) -> Resu
             let (b, there) = build_single_producer(DEPTH, || [0; 64], BusySpin).new_event_poller();
             let (d, back) = build_single_producer(DEPTH, || [0; 64], BusySpin).new_event_poller();
             trips((Publish(there.build()), d), (Publish(back.build()), b), cores, time)
+        }
+        #[cfg(feature = "peers")]
+        Ring::Iceoryx => {
+            let (([a], b), ([c], d)) = (iceoryx::topic("there")?, iceoryx::topic("back")?);
+            trips((a, d), (c, b), cores, time)
         }
         Ring::Lines => lines(cores, time),
     }
