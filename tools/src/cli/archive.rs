@@ -479,6 +479,9 @@ fn table(archive: &Reader, selection: &Selection, out: impl Write + Send) -> Res
 
 /// What of a selection was not there.
 pub(super) fn tell_absent(walked: &Walked) {
+    if *walked == Walked::default() {
+        complain(format_args!("seqcast: the archive has no message of this selection"));
+    }
     for (count, why) in [
         (walked.lost, "exist nowhere"),
         (walked.missing, "are not in the archive"),
