@@ -166,16 +166,19 @@ impl ReadCursor {
     /// bytes are consumed.
     #[inline]
     pub(crate) fn available(&mut self, shared: &Indices) -> u64 {
-        if self.is_spent() {
+        if self.tail == self.head {
             self.tail = shared.producer.position.load(Ordering::Acquire);
         }
         self.tail.wrapping_sub(self.head)
     }
 
-    /// Whether all seen bytes are consumed.
+    /// The same; before it looks for new ones it gives the consumed bytes back.
     #[inline]
-    pub(crate) fn is_spent(&self) -> bool {
-        self.tail == self.head
+    pub(crate) fn available_after_release(&mut self, shared: &Indices) -> u64 {
+        if self.tail == self.head {
+            self.release(shared);
+        }
+        self.available(shared)
     }
 
     /// Consumes up to position `to`; the producer learns of it with the next [`Self::release`].
@@ -240,10 +243,7 @@ mod tests {
             let mut expected = 1;
             loop {
                 let finished = ring.indices.finished(cursor.head());
-                if cursor.is_spent() {
-                    cursor.release(&ring.indices);
-                }
-                let n = cursor.available(&ring.indices);
+                let n = cursor.available_after_release(&ring.indices);
                 assert!(n <= CAPACITY);
                 assert!(!finished || n == 0);
                 for _ in 0..n {

@@ -416,10 +416,8 @@ impl Consumer {
     /// The oldest message, without consuming it; `None` when there is none or the lane is corrupt.
     #[inline]
     pub fn peek(&mut self) -> Option<Entry<'_>> {
-        if self.cursor.is_spent() {
-            self.flush();
-        }
-        let Located { offset, len, tag } = self.locate()?;
+        let available = self.cursor.available_after_release(self.region.indices());
+        let Located { offset, len, tag } = self.locate(available)?;
         let bytes = self.bytes(offset, len);
         Some(Entry { tag, bytes })
     }
@@ -433,12 +431,11 @@ impl Consumer {
         unsafe { std::slice::from_raw_parts(self.region.at(offset, len), len) }
     }
 
-    /// Finds the oldest message and checks that its entry lies in the region.
+    /// Finds the oldest message of so many bytes and checks that its entry lies in the region.
     #[inline]
-    fn locate(&mut self) -> Option<Located> {
+    fn locate(&mut self, mut available: u64) -> Option<Located> {
         let capacity = self.region.capacity();
         let mut head = self.cursor.head();
-        let mut available = self.cursor.available(self.region.indices());
         if available == 0 || self.corruption.is_some() {
             return None;
         }

@@ -69,7 +69,8 @@ impl Guarded {
         if self.end.is_some() && self.is_at_end() {
             return None;
         }
-        let located = self.lane.locate()?;
+        let available = self.lane.cursor.available(self.lane.region.indices());
+        let located = self.lane.locate(available)?;
         if located.len > self.max_len {
             let head = self.lane.cursor.head();
             return self.lane.corrupt(head, located.len as u64, located.len as u32);
