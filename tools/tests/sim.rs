@@ -36,10 +36,14 @@ fn check(seed: u64) {
     }
 }
 
+/// Each broke a rule before something was mended: a client without room asked again at once for what it held, and
+/// took the archive's rate from the others.
+const MENDED: [u64; 1] = [5_132_081];
+
 #[test]
 fn fixed_seeds_break_no_rule() {
     let _alone = alone();
-    (0..200).for_each(check);
+    (0..200).chain(MENDED).for_each(check);
 }
 
 /// Plays seeds that nobody has seen, for SEQCAST_SIM_SECONDS: 15 unless set. One that fails is named, and

@@ -569,30 +569,26 @@ impl<F: AsRef<[u8]>> Client<F> {
             }
             return;
         }
+        let has = |seq| window.contains(seq) && self.hold.get(seq).is_some() || self.done.contains(seq);
         let mut absent = 0;
-        let mut run: Option<SeqRange> = None;
-        for seq in (range.first.max(self.cursor.next).0..=range.last.0).map(Seq) {
-            if window.contains(seq) && self.hold.get(seq).is_some() || self.done.contains(seq) {
-                continue;
+        let mut at = range.first.max(self.cursor.next);
+        while at <= range.last {
+            let here = has(at);
+            let mut last = at;
+            while last < range.last && has(last.next()) == here {
+                last = last.next();
             }
-            absent += 1;
-            run = match run {
-                Some(r) if r.end() == seq => Some(SeqRange {
-                    first: r.first,
-                    last: seq,
-                }),
-                other => {
-                    if let Some(r) = other {
-                        self.gaps.miss(r, now.mono);
-                    }
-                    SeqRange::new(seq, seq)
-                }
-            };
+            let run = SeqRange { first: at, last };
+            if here {
+                // Asked for in vain, between two gaps that were joined: not to be asked for again at once.
+                self.gaps.found(run, now.mono);
+            } else {
+                absent += run.len();
+                self.gaps.miss(run, now.mono);
+                self.gaps.turned_away(run, now.mono);
+            }
+            at = last.next();
         }
-        if let Some(r) = run {
-            self.gaps.miss(r, now.mono);
-        }
-        self.gaps.turned_away(range, now.mono);
         self.cursor.stats.overruns += u64::from(absent > 0);
         self.cursor.stats.duplicates += u64::from(range.len() - absent);
     }
