@@ -193,10 +193,12 @@ fn two_workers_share_the_queues_of_one_interface() {
         let mode = worker["mode"].as_str().unwrap();
         assert!(mode.contains(&format!(" queue {queue} of ")), "{mode}");
     }
-    // The one filter has a socket for each queue, and is counted once.
+    // The one filter has a socket for each queue, and is counted once. A heartbeat may come before a worker has
+    // opened its queue, or after it has closed it.
     let [first, second] = [0, 1].map(|at| &workers[at]["link"]);
-    assert_eq!(first["filter_no_socket"], 0, "{first}");
-    assert!(first["filter_redirected"].as_u64() > Some(0), "{first}");
+    let [redirected, no_socket] =
+        ["filter_redirected", "filter_no_socket"].map(|name| first[name].as_u64().expect("a number"));
+    assert!(redirected > 0 && no_socket * 10 < redirected, "{first}");
     assert!(first["fault_dropped"].as_u64() > Some(0), "{first}");
     assert_eq!(second["filter_redirected"], 0, "{second}");
 }
