@@ -37,8 +37,9 @@ fn check(seed: u64) {
 }
 
 /// Each broke a rule before something was mended: a client without room asked again at once for what it held, and
-/// took the archive's rate from the others.
-const MENDED: [u64; 1] = [5_132_081];
+/// took the archive's rate from the others; clients asked a server again and again for what it had let go of, and
+/// paused each time before they asked the archive.
+const MENDED: [u64; 5] = [5_132_081, 5_055_708, 5_171_236, 5_161_590, 5_216_649];
 
 #[test]
 fn fixed_seeds_break_no_rule() {

@@ -245,13 +245,19 @@ impl Parties {
     }
 
     /// Whom to ask on a gap's next try, and whether that is the server. Archives have even turns,
-    /// the server odd ones; who is not known is passed over.
-    fn turn(&self, tries: &mut u32) -> Option<(SocketAddrV4, bool)> {
+    /// the server odd ones; who is not known is passed over, and so is a server that has `let_go`
+    /// of it if there is an archive.
+    fn turn(&self, tries: &mut u32, let_go: bool) -> Option<(SocketAddrV4, bool)> {
         if let Some(group) = self.group {
-            if !self.archived && tries.is_multiple_of(2) {
-                *tries += 1;
-            }
+            let passed_over = match tries.is_multiple_of(2) {
+                true => !self.archived,
+                false => let_go && self.archived,
+            };
+            *tries += u32::from(passed_over);
             return Some((group, !tries.is_multiple_of(2)));
+        }
+        if let_go && !tries.is_multiple_of(2) && self.archive(0).is_some() {
+            *tries += 1;
         }
         let archive = self.archive(*tries / 2);
         if tries.is_multiple_of(2) && archive.is_none() || !tries.is_multiple_of(2) && self.server.is_none() {
@@ -344,6 +350,11 @@ impl Gap {
         self.tries == 0 && self.refused_by == 0 && !self.hastened
     }
 
+    /// Whether the server will never have it.
+    fn is_let_go(&self) -> bool {
+        self.refused_by & REFUSED_BY_SERVER != 0
+    }
+
     /// Archives' refusals count from this question on.
     fn forget_archives(&mut self, question: u64) {
         self.refused_by &= REFUSED_BY_SERVER;
@@ -373,7 +384,7 @@ pub struct Gaps {
     next_due: Nanos,
     /// Why something that is due was not asked for.
     held_back: Option<HeldBack>,
-    /// Messages found since the last question.
+    /// Messages found or refused since the last question.
     freed: u32,
     /// No gap that waits for another line ends below this number.
     suspected_up_to: Seq,
@@ -692,7 +703,7 @@ impl Gaps {
             let Some(alone) = self.isolate(at, part) else { return };
             let gap = &mut self.list[alone];
             at = alone + 1;
-            if counts && by.is_server && gap.refused_by & REFUSED_BY_SERVER == 0 {
+            if counts && by.is_server && !gap.is_let_go() {
                 // A server lets go of what archives have stored: one that did not know it when it
                 // was asked may have it by now. Their word counts if they are asked from here on.
                 gap.refused_by = REFUSED_BY_SERVER;
@@ -705,7 +716,9 @@ impl Gaps {
                 continue;
             }
             gap.open = false;
-            let pause = if by.is_server {
+            self.freed = self.freed.saturating_add(part.len());
+            // Whose refusal leaves nobody else to be asked at once.
+            let pause = if by.is_server || gap.is_let_go() {
                 pause(timeout, gap.tries, self.config.max_timeout)
             } else {
                 0
@@ -729,8 +742,7 @@ impl Gaps {
     pub fn hope(&self, seq: Seq, before: Option<Nanos>) -> (bool, Seq) {
         match self.list.get(self.list.partition_point(|g| g.range.last < seq)) {
             Some(gap) if gap.range.first <= seq => {
-                let refused = gap.refused_by & REFUSED_BY_SERVER != 0;
-                let gone = refused && before.is_some_and(|before| gap.let_go_at <= before);
+                let gone = gap.is_let_go() && before.is_some_and(|before| gap.let_go_at <= before);
                 (!gone, gap.range.last)
             }
             Some(gap) => (false, gap.range.first.prev()),
@@ -818,7 +830,8 @@ impl Gaps {
                 self.held_back = Some(HeldBack::Window);
                 break;
             }
-            let Some((to, server)) = parties.turn(&mut gap.tries) else {
+            let let_go = gap.is_let_go();
+            let Some((to, server)) = parties.turn(&mut gap.tries, let_go) else {
                 // Nobody to ask yet: a heartbeat will name someone.
                 gap.due = now.mono + timeout;
                 at += 1;

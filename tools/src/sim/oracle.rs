@@ -117,6 +117,10 @@ impl Truth {
         self.forgotten.insert((session, seq));
     }
 
+    pub(super) fn is_forgotten(&self, session: Session, seq: Seq) -> bool {
+        self.forgotten.contains(&(session.0, seq.0))
+    }
+
     pub(super) fn is_withdrawn(&self, session: Session, seq: Seq) -> bool {
         self.withdrawn.get(&session.0).is_some_and(|from| seq.0 >= *from)
     }
