@@ -85,6 +85,23 @@ pub struct Config {
     pub archive: Vec<Archive>,
 }
 
+impl Config {
+    /// An engine without a stream.
+    #[must_use]
+    pub fn of(engine: Engine) -> Config {
+        Config {
+            engine,
+            log: Log::default(),
+            programs: None,
+            route: Vec::new(),
+            worker: Vec::new(),
+            publish: Vec::new(),
+            subscribe: Vec::new(),
+            archive: Vec::new(),
+        }
+    }
+}
+
 /// How frames move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -183,6 +200,31 @@ pub struct Engine {
     pub fault: Fault,
     /// The interface of line B, when it is another.
     pub line_b: Option<Second>,
+}
+
+impl Engine {
+    /// One on an interface, with every other key as it is unless given.
+    #[must_use]
+    pub fn on(interface: impl Into<String>) -> Engine {
+        Engine {
+            name: default_name(),
+            interface: interface.into(),
+            link: LinkKind::default(),
+            port: 0,
+            mtu: None,
+            ttl: default_ttl(),
+            core: None,
+            idle: Idle::default(),
+            privileges: Privileges::default(),
+            counters: None,
+            report: None,
+            capture: None,
+            xdp: Xdp::default(),
+            udp: Udp::default(),
+            fault: Fault::default(),
+            line_b: None,
+        }
+    }
 }
 
 fn default_name() -> String {

@@ -67,6 +67,19 @@ pub fn link<T: OnLink>(config: &Config, then: T) -> Result<T::Output> {
     link_on(&Cards::default(), config, then)
 }
 
+/// The same for a program without a configuration: one interface, and all else by default.
+///
+/// # Errors
+/// As for [`link`].
+pub fn link_by<T: OnLink>(interface: &str, kind: LinkKind, mtu: Option<usize>, then: T) -> Result<T::Output> {
+    let engine = Engine {
+        link: kind,
+        mtu,
+        ..Engine::on(interface)
+    };
+    link(&Config::of(engine), then)
+}
+
 /// The same for one worker of an engine.
 ///
 /// # Errors

@@ -10,16 +10,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use seqcast_archive::Reader;
+use seqcast_engine::config::LinkKind;
 use seqcast_engine::link::Link;
-use seqcast_engine::link::udp::{UdpConfig, UdpLink};
-#[cfg(feature = "xdp")]
-use seqcast_engine::link::xdp::{XdpConfig, XdpLink};
+use seqcast_engine::open::{self, OnLink};
 use seqcast_tools::archive::pace::Speed;
 use seqcast_tools::archive::replay::{self, Broadcast, Output, Played, Publication, Stage, Stop, Stopped};
 use seqcast_tools::archive::select::{Selection, Which};
 use seqcast_tools::archive::text;
 
-use super::archive::{BUFFER, CatFormat, RangeArgs, open, parse_group, parse_session, tell_absent};
+use super::archive::{self, BUFFER, CatFormat, RangeArgs, parse_group, parse_session, tell_absent};
 use super::{Meter, done_if_pipe_closed, say, stop};
 
 /// Targets that are no streams.
@@ -83,6 +82,15 @@ enum LinkArg {
     Xdp,
 }
 
+impl From<LinkArg> for LinkKind {
+    fn from(link: LinkArg) -> LinkKind {
+        match link {
+            LinkArg::Udp => LinkKind::Udp,
+            LinkArg::Xdp => LinkKind::Xdp,
+        }
+    }
+}
+
 /// What is played, and how fast.
 struct Play<'a> {
     archive: &'a Reader,
@@ -123,7 +131,7 @@ fn line(played: &Played, seconds: f64) -> String {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let archive = open(&args.dir)?;
+    let archive = archive::open(&args.dir)?;
     let selection = args.range.selection(args.session);
     // Nothing is overwritten and no stream started for a selection that cannot be.
     selection.sessions(&archive)?;
@@ -142,8 +150,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
                 retain: args.retain,
                 key: args.key.clone(),
             };
+            let on_stream = OnStream {
+                play: &play,
+                publication: &publication,
+                stop: &stop,
+            };
             let interface = args.interface.as_deref().unwrap_or_default();
-            let result = publish(&play, &publication, interface, args, &stop);
+            let result = open::link_by(interface, args.link.into(), args.mtu, on_stream);
             // Whoever was told to stop before the stream began has nothing to end.
             result.or_else(|error| if error.is::<Stopped>() { Ok(()) } else { Err(error) })?;
         }
@@ -171,48 +184,33 @@ fn write(play: &Play<'_>, format: CatFormat, out: impl Write, stop: &Stop) -> Re
     stage.finish()
 }
 
-fn publish(play: &Play<'_>, publication: &Publication, interface: &str, args: &Args, stop: &Stop) -> Result<()> {
-    match args.link {
-        LinkArg::Udp => {
-            let config = UdpConfig {
-                interface: interface.to_owned(),
-                mtu: args.mtu,
-                ..UdpConfig::default()
-            };
-            let may_hold = u32::try_from(config.frames / 2).unwrap_or(u32::MAX);
-            let link = UdpLink::open(config).with_context(|| format!("cannot open kernel sockets on {interface}"))?;
-            broadcast(play, publication, link, may_hold, stop)
-        }
-        #[cfg(feature = "xdp")]
-        LinkArg::Xdp => {
-            let config = XdpConfig {
-                mtu: args.mtu,
-                ..XdpConfig::new(interface)
-            };
-            let link = XdpLink::open(&config).with_context(|| format!("cannot open AF_XDP on {interface}"))?;
-            broadcast(play, publication, link, config.may_hold(), stop)
-        }
-        #[cfg(not(feature = "xdp"))]
-        LinkArg::Xdp => anyhow::bail!("this binary was built without AF_XDP: use --link udp"),
-    }
+/// Plays to a stream on the link that it is given.
+struct OnStream<'a> {
+    play: &'a Play<'a>,
+    publication: &'a Publication,
+    stop: &'a Stop,
 }
 
-fn broadcast<L: Link>(play: &Play<'_>, publication: &Publication, link: L, may_hold: u32, stop: &Stop) -> Result<()> {
-    let mut stage = Broadcast::open(publication, link, may_hold, Arc::clone(stop))?;
-    say(format_args!(
-        "seqcast: publishing on {}: {}",
-        publication.group,
-        stage.mode()
-    ));
-    let played = stage.ready().and_then(|()| play.on(&mut stage));
-    // What was sent is ended in order, whatever happened.
-    let (report, ended) = stage.finish();
-    if let Some(report) = report {
+impl OnLink for OnStream<'_> {
+    type Output = ();
+
+    fn run<L: Link + 'static>(self, link: L, _: LinkKind, may_hold: u32) -> Result<()> {
+        let mut stage = Broadcast::open(self.publication, link, may_hold, Arc::clone(self.stop))?;
         say(format_args!(
-            "seqcast: session {} of {} ended: {} messages in {} frames, {} repaired",
-            report.session, report.stream, report.messages, report.frames, report.repaired
+            "seqcast: publishing on {}: {}",
+            self.publication.group,
+            stage.mode()
         ));
+        let played = stage.ready().and_then(|()| self.play.on(&mut stage));
+        // What was sent is ended in order, whatever happened.
+        let (report, ended) = stage.finish();
+        if let Some(report) = report {
+            say(format_args!(
+                "seqcast: session {} of {} ended: {} messages in {} frames, {} repaired",
+                report.session, report.stream, report.messages, report.frames, report.repaired
+            ));
+        }
+        played?;
+        ended
     }
-    played?;
-    ended
 }

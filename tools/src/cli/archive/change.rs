@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use seqcast_archive::{Archive, Options, Reader};
-use seqcast_engine::link::udp::{UdpConfig, UdpLink};
+use seqcast_archive::{Archive, Options};
+use seqcast_engine::config::LinkKind;
+use seqcast_engine::link::Link;
+use seqcast_engine::open::{self, OnLink};
 use seqcast_proto::seq::{Session, Stream};
 use seqcast_tools::archive::prune::{Old, Rules};
 use seqcast_tools::archive::repair::{self, Doing, Outcome};
@@ -18,7 +20,7 @@ use seqcast_tools::archive::sync::{self, Copied};
 use seqcast_tools::archive::{fetch, utc_millis};
 
 use super::super::{Meter, gauge, pace, say, stop, tell};
-use super::{SessionArg, now, open, parse_group, verifying};
+use super::{SessionArg, now, open as read_only, parse_group, verifying};
 
 /// Options that a directory has no use for.
 const NETWORK: [&str; 5] = ["interface", "archive", "key", "id", "rate"];
@@ -81,61 +83,63 @@ pub(super) fn prune(dir: &Path, rules: Rules, dry_run: bool) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where [`sync`] copies from.
-enum CopyFrom {
-    Directory(Reader, Vec<Session>),
-    Network(fetch::Source, Box<UdpLink>, Which),
+/// Copies from the network over the link that it is given.
+struct OverNetwork<'a> {
+    to: &'a Path,
+    source: fetch::Source,
+    which: Which,
 }
 
-impl CopyFrom {
-    fn open(args: &SyncArgs) -> Result<CopyFrom> {
-        let selection = args.session.selection();
-        if let Some(dir) = &args.from {
-            let reader = open(dir)?;
-            let sessions = selection.sessions(&reader)?;
-            return Ok(CopyFrom::Directory(reader, sessions));
-        }
-        let interface = args.interface.clone().unwrap_or_default();
-        let config = UdpConfig {
-            interface: interface.clone(),
-            ..UdpConfig::default()
-        };
-        let link = UdpLink::open(config).with_context(|| format!("cannot open kernel sockets on {interface}"))?;
-        let source = fetch::Source {
-            group: args.stream.context("no source")?,
-            id: args.id,
-            archive: args.archive,
-            key: args.key.clone(),
-            rate: args.rate,
-        };
-        Ok(CopyFrom::Network(source, Box::new(link), selection.session))
-    }
+impl OnLink for OverNetwork<'_> {
+    type Output = ExitCode;
 
-    fn stream(&self) -> Stream {
-        match self {
-            CopyFrom::Directory(reader, _) => reader.stream(),
-            CopyFrom::Network(source, ..) => source.stream(),
-        }
-    }
-
-    fn copy(self, to: &mut Archive, stop: &Stop, progress: &mut dyn FnMut(Session, &Copied)) -> Result<Copied> {
-        match self {
-            CopyFrom::Directory(reader, sessions) => sync::copy(&reader, &sessions, to, stop, progress),
-            CopyFrom::Network(source, link, which) => fetch::fetch(&source, *link, which, to, stop, progress),
-        }
+    fn run<L: Link + 'static>(self, link: L, _: LinkKind, _: u32) -> Result<ExitCode> {
+        let OverNetwork { to, source, which } = self;
+        copy(to, source.stream(), |to, stop, progress| {
+            fetch::fetch(&source, link, which, to, stop, progress)
+        })
     }
 }
 
 pub(super) fn sync(args: &SyncArgs) -> Result<ExitCode> {
-    let source = CopyFrom::open(args)?;
+    let selection = args.session.selection();
+    if let Some(dir) = &args.from {
+        let reader = read_only(dir)?;
+        let sessions = selection.sessions(&reader)?;
+        return copy(&args.to, reader.stream(), |to, stop, progress| {
+            sync::copy(&reader, &sessions, to, stop, progress)
+        });
+    }
+    let source = fetch::Source {
+        group: args.stream.context("no source")?,
+        id: args.id,
+        archive: args.archive,
+        key: args.key.clone(),
+        rate: args.rate,
+    };
+    let over = OverNetwork {
+        to: &args.to,
+        source,
+        which: selection.session,
+    };
+    let interface = args.interface.as_deref().unwrap_or_default();
+    open::link_by(interface, LinkKind::Udp, None, over)
+}
+
+/// Fills the archive in `dir` by `fill`, and says what came of it.
+fn copy(
+    dir: &Path,
+    stream: Stream,
+    fill: impl FnOnce(&mut Archive, &Stop, &mut dyn FnMut(Session, &Copied)) -> Result<Copied>,
+) -> Result<ExitCode> {
     let stop = stop::on_signals()?;
-    let mut target = Archive::open(&args.to, source.stream(), Options::default())
-        .with_context(|| format!("cannot write to {}", args.to.display()))?;
+    let mut target =
+        Archive::open(dir, stream, Options::default()).with_context(|| format!("cannot write to {}", dir.display()))?;
     for note in target.recovery() {
         say(format_args!("seqcast: {note}"));
     }
     let mut meter = Meter::new();
-    let copied = source.copy(&mut target, &stop, &mut |session, copied| {
+    let copied = fill(&mut target, &stop, &mut |session, copied| {
         meter.show(|seconds| copying(session, copied, seconds));
     });
     meter.clear();
@@ -184,8 +188,8 @@ fn copying(session: Session, copied: &Copied, seconds: f64) -> String {
 }
 
 pub(super) fn repair(dir: &Path, from: Option<&Path>) -> Result<ExitCode> {
-    let from = from.map(open).transpose()?;
-    open(dir)?;
+    let from = from.map(read_only).transpose()?;
+    read_only(dir)?;
     let stop = stop::on_signals()?;
     let meter = RefCell::new(Meter::new());
     let repaired = repair::repair(
