@@ -35,7 +35,7 @@ pub use crc::{crc32c, crc32c_of};
 pub use error::{AppendError, Error};
 pub use reader::{Damage, OwnedRecord, Progress, Reader, SessionReader, Verified};
 pub use record::Record;
-pub use recovery::{RecoveryNote, What};
+pub use recovery::{PUT_ASIDE, RecoveryNote, What};
 pub use retain::Keep;
 pub use session::SessionLog;
 

@@ -28,6 +28,8 @@ use session::Opening;
 pub(crate) const IDENTITY: &str = "archive";
 /// The name of the file that says what a session is.
 pub(crate) const META: &str = "session";
+/// How damaged sessions begin that a repair keeps beside what it made of them.
+pub const PUT_ASIDE: &str = "damaged-";
 /// How sessions being removed are named.
 const GONE: &str = "gone-";
 
@@ -97,6 +99,11 @@ pub(crate) fn open(
             note(What::Removed {
                 file: name,
                 why: "it was never finished",
+            });
+        } else if name.starts_with(PUT_ASIDE) {
+            note(What::LeftAlone {
+                file: name,
+                why: "a repair put it aside; remove it when nothing of it is wanted",
             });
         } else {
             note(What::LeftAlone {

@@ -548,6 +548,23 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 }
 
 #[test]
+fn an_output_that_has_no_room_is_named() {
+    let (_files, dir) = archive();
+    let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for name in ["ls", "info", "cat"] {
+        let output = command(name, &dir, "").stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        let told = text(&output.stderr);
+        assert!(
+            told.contains("cannot write the output: No space left on device"),
+            "{name}: {told}"
+        );
+    }
+    let told = fail("export", &dir, "--format jsonl --out /dev/full");
+    assert!(told.contains("/dev/full is not complete: No space left"), "{told}");
+}
+
+#[test]
 fn what_is_no_archive_is_named() {
     let files = tempfile::tempdir().unwrap();
     for name in ["ls", "info", "verify", "cat"] {

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use seqcast_archive::storage::Files;
-use seqcast_archive::{Archive, Options, Progress, Reader, RecoveryNote, SessionReader, SyncPolicy, Verified};
+use seqcast_archive::{
+    Archive, Options, PUT_ASIDE, Progress, Reader, RecoveryNote, SessionReader, SyncPolicy, Verified,
+};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 
 use super::replay::Stop;
@@ -287,7 +289,7 @@ fn exchange(dir: &Path, staging: &Path, session: Session) -> Result<PathBuf> {
         )
     })?;
     let old = (1..)
-        .map(|n| dir.join(format!("damaged-{name}-{n}")))
+        .map(|n| dir.join(format!("{PUT_ASIDE}{name}-{n}")))
         .find(|path| !path.exists())
         .context("no name is free for the damaged files")?;
     fs::rename(&new, &old).with_context(|| format!("cannot move {} to {}", new.display(), old.display()))?;

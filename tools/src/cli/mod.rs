@@ -55,6 +55,10 @@ fn done_if_pipe_closed(result: Result<ExitCode>) -> Result<ExitCode> {
         {
             Ok(ExitCode::SUCCESS)
         }
+        // What was read has its file's name with it.
+        Err(error) if error.is::<io::Error>() && error.chain().count() == 1 => {
+            Err(error.context("cannot write the output"))
+        }
         other => other,
     }
 }

@@ -152,7 +152,9 @@ fn copy(
             stop::outcome(&stop)?;
             return Ok(ExitCode::SUCCESS);
         }
-        Err(error) => return Err(error),
+        Err(error) => {
+            return Err(error.context(format!("{} lacks what follows; run this again to go on", dir.display())));
+        }
     };
     closed?;
     for (count, why) in [
