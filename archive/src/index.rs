@@ -119,11 +119,19 @@ impl Index {
     /// Records that every number of `range` is stored at `position`. Its chunks must be ready.
     #[inline]
     pub(crate) fn set(&mut self, range: SeqRange, position: Position) {
+        if chunk_of(range.first) == chunk_of(range.last) {
+            self.set_within(range, position);
+        } else {
+            self.set_across(range, position);
+        }
+    }
+
+    #[cold]
+    fn set_across(&mut self, range: SeqRange, position: Position) {
         let mut from = range.first;
-        // Mostly once: few ranges lie in two chunks.
         loop {
             let last = range.last.min(Seq(from.0 | (CHUNK_ENTRIES - 1)));
-            self.set_within(chunk_of(from), offset_of(from), offset_of(last) + 8, position);
+            self.set_within(SeqRange { first: from, last }, position);
             if last == range.last {
                 return;
             }
@@ -131,9 +139,10 @@ impl Index {
         }
     }
 
-    /// As [`Index::set`], for the bytes from `start` to `end` of a chunk.
-    #[inline]
-    fn set_within(&mut self, number: u32, start: usize, end: usize, position: Position) {
+    /// As [`Index::set`], for numbers of one chunk.
+    #[inline(always)]
+    fn set_within(&mut self, range: SeqRange, position: Position) {
+        let (number, start, end) = (chunk_of(range.first), offset_of(range.first), offset_of(range.last) + 8);
         let chunk = self.chunks[number as usize].as_mut().expect("the chunk is ready");
         if chunk.dirty.is_empty() {
             chunk.dirty = start..end;

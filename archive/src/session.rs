@@ -19,6 +19,7 @@ use crate::{AppendError, Error, MAX_RANGES, Shared};
 mod append;
 mod release;
 
+use append::Front;
 pub(crate) use append::overlaps;
 
 /// What recovery knows of a session's log.
@@ -102,6 +103,7 @@ pub struct SessionLog {
     wake_at: u32,
     /// Number from which the next index chunk is asked for.
     next_chunk_at: u32,
+    front: Front,
     /// Faults of mappings ([`fault::count`]) that were looked at.
     faults: u32,
     damaged: AtomicU64,
@@ -144,6 +146,7 @@ impl SessionLog {
             oldest_top: Seq(0),
             wake_at: 0,
             next_chunk_at: 0,
+            front: Front::EMPTY,
             faults: fault::count(),
             damaged: AtomicU64::new(0),
         };

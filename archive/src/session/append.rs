@@ -17,6 +17,29 @@ use crate::{AppendError, Error, MAX_RANGES};
 /// How far ahead of the records memory is asked for.
 const ASK_AHEAD: usize = 2048;
 
+/// Numbers that can be appended without a closer look: free, with index entries that can be written to, and
+/// none that has the next chunk asked for. Nearly all appends are there.
+///
+/// Whoever changes what it rests on (what is stored out of order or lost, the floor, the end, the chunks)
+/// empties it; the next append finds it anew.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Front {
+    first: Seq,
+    last: Seq,
+}
+
+impl Front {
+    pub(super) const EMPTY: Front = Front {
+        first: Seq::LAST,
+        last: Seq(0),
+    };
+
+    #[inline]
+    fn covers(self, range: SeqRange) -> bool {
+        self.first <= range.first && range.last <= self.last
+    }
+}
+
 impl SessionLog {
     /// Appends a block of `count` consecutive messages, the first of which has number `first`.
     /// The block is copied once. Records may come in any order of numbers.
@@ -43,27 +66,50 @@ impl SessionLog {
         let range = SeqRange::of(first, u32::from(count))
             .filter(|r| r.first >= Seq::FIRST)
             .ok_or(AppendError::BadRange)?;
-        self.admit(range)?;
+        let plain = self.front.covers(range);
+        if !plain {
+            self.admit(range)?;
+        }
         self.prepare(block.len())?;
-        let chunks = [chunk_of(range.first), chunk_of(range.last)];
-        // A record has at most 65 535 numbers, a chunk has room for more: two at most.
-        if !chunks.into_iter().all(|chunk| self.index.ready(chunk)) {
-            self.open_chunks(chunks)?;
+        if !plain {
+            self.open_chunks(range)?;
         }
         self.stored.insert(range).map_err(|_| AppendError::Fragmented)?;
         let end = self.write(record::head(first, count, flags, send_ns, recv_ns), block, Some(range));
         if fault::count() != self.faults {
             self.look_at_faults(Some(range))?;
         }
-        if range.last.0 >= self.next_chunk_at {
-            self.ask_for_chunk(range.last);
+        self.front.first = range.last.next();
+        if !plain {
+            self.find_front(range.last);
         }
         self.publish(end);
         Ok(())
     }
 
+    /// Sets the front to what follows all numbers that are known of; `last` was appended just now.
+    #[cold]
+    fn find_front(&mut self, last: Seq) {
+        if last.0 >= self.next_chunk_at {
+            self.ask_for_chunk(last);
+        }
+        let known = [&self.stored, &self.lost].map(|set| set.as_slice().last().map(|r| r.last.next()));
+        let first = known.into_iter().flatten().fold(self.floor, Seq::max);
+        let chunk = chunk_of(first);
+        let end = self.end.map_or(Seq::LAST, |(last, _)| last);
+        self.front = if self.index.ready(chunk) {
+            let last = Seq((chunk * CHUNK_ENTRIES + (CHUNK_ENTRIES - 1)).min(self.next_chunk_at.saturating_sub(1)));
+            Front {
+                first,
+                last: last.min(end),
+            }
+        } else {
+            Front::EMPTY
+        };
+    }
+
     /// Checks that the numbers are free.
-    #[inline]
+    #[cold]
     fn admit(&self, range: SeqRange) -> Result<(), AppendError> {
         if range.first < self.floor {
             return Err(AppendError::Released);
@@ -263,9 +309,11 @@ impl SessionLog {
         Ok(())
     }
 
+    /// Makes the index able to take the numbers of `range`.
     #[cold]
-    fn open_chunks(&mut self, chunks: [u32; 2]) -> Result<(), AppendError> {
-        for chunk in chunks {
+    fn open_chunks(&mut self, range: SeqRange) -> Result<(), AppendError> {
+        // A record has at most 65 535 numbers, a chunk has room for more: two at most.
+        for chunk in [chunk_of(range.first), chunk_of(range.last)] {
             if !self.index.ready(chunk) {
                 self.open_chunk(chunk)?;
             }
@@ -325,6 +373,7 @@ impl SessionLog {
             _ => {}
         }
         self.control(record::end(last, next))?;
+        self.front = Front::EMPTY;
         self.end = Some((last, next));
         Ok(())
     }
@@ -338,6 +387,7 @@ impl SessionLog {
         let Some(range) = SeqRange::new(range.first.max(self.floor).max(Seq::FIRST), range.last) else {
             return Ok(());
         };
+        self.front = Front::EMPTY;
         let mut holes = Vec::new();
         self.stored.absent(range, |hole| holes.push(hole));
         for hole in holes {
@@ -378,6 +428,7 @@ impl SessionLog {
     #[cold]
     fn look_at_faults(&mut self, range: Option<SeqRange>) -> Result<(), AppendError> {
         self.faults = fault::count();
+        self.front = Front::EMPTY;
         let unreadable = || std::io::Error::from_raw_os_error(libc::EIO);
         let spoiled = self.current().mapped.get().is_some_and(|m| m.map.faults() > 0);
         if spoiled {

@@ -3,6 +3,7 @@
 use seqcast_proto::seq::Seq;
 
 use super::SessionLog;
+use super::append::Front;
 use crate::background::Jobs;
 use crate::index;
 
@@ -10,6 +11,7 @@ impl SessionLog {
     /// Releases all numbers below `seq`: they are not found any more, and segments that hold
     /// nothing else are recycled. May be forgotten if the process is killed soon after.
     pub fn release_below(&mut self, seq: Seq) {
+        self.front = Front::EMPTY;
         if seq > self.floor {
             self.floor = seq;
             self.changed = true;
