@@ -2,13 +2,13 @@
 //! anonymous memory that is there already, and what the background threads use.
 //!
 //! ```text
-//! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS [BYTES]]]
+//! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS [BYTES [RATE]]]]
 //! ```
 //! Policies are run in turn, round after round, so that a noisy machine hits all alike; the table
 //! has the median over the rounds. The appender is pinned to core 0, the background threads to
 //! core 1. Each append is timed by itself, at the time it was due or as soon as possible after.
-//! The log is bounded to 256 MiB by releasing, as segments in long use are: recycled. BYTES: only records
-//! of so many.
+//! The log is bounded to 256 MiB by releasing, as segments in long use are: recycled. BYTES, RATE: only
+//! records of so many, only so many a second.
 
 use std::fs;
 use std::hint::spin_loop;
@@ -52,10 +52,11 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let dir = args
         .next()
-        .context("usage: append_latency DIR [SECONDS [ROUNDS [BYTES]]]")?;
+        .context("usage: append_latency DIR [SECONDS [ROUNDS [BYTES [RATE]]]]")?;
     let seconds: u64 = args.next().map_or(Ok(4), |s| s.parse()).context("SECONDS")?;
     let rounds: usize = args.next().map_or(Ok(5), |s| s.parse()).context("ROUNDS")?;
     let only: Option<usize> = args.next().map(|s| s.parse()).transpose().context("BYTES")?;
+    let at_rate: Option<u64> = args.next().map(|s| s.parse()).transpose().context("RATE")?;
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let [ours, helpers, ..] = cores[..] else {
         bail!("needs two cores");
@@ -64,7 +65,8 @@ fn main() -> Result<()> {
         "| record, rate | sync | p50 ns | p99 ns | of memory's | p99.9 ns | of memory's | p99.99 ns | reached, M/s | background, cores | appender's faults/s |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
-    for (bytes, rate) in LOADS.into_iter().filter(|load| only.is_none_or(|only| load.0 == only)) {
+    let wanted = |&(bytes, rate): &(usize, u64)| only.is_none_or(|b| b == bytes) && at_rate.is_none_or(|r| r == rate);
+    for (bytes, rate) in LOADS.into_iter().filter(wanted) {
         let mut runs = vec![Vec::new(); POLICIES.len()];
         for _ in 0..rounds {
             for (at, (_, sync)) in POLICIES.into_iter().enumerate() {

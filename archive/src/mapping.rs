@@ -176,6 +176,18 @@ impl Pages {
         }
     }
 
+    /// Has pages that are not in memory yet come one by one from here on, or again as many at once as
+    /// the kernel likes.
+    ///
+    /// What comes at once is one piece to the kernel: when a page of it is written to disk, all of it is
+    /// write-protected, with the pages that are being filled.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn come_singly(&self, singly: bool) -> io::Result<()> {
+        self.raw.advise(if singly { Advice::Random } else { Advice::Normal })
+    }
+
     /// Writes `range` to disk and waits for it (`msync`).
     ///
     /// # Errors

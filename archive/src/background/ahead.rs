@@ -67,7 +67,10 @@ impl Ahead {
     /// Makes `new` the segment that is appended to.
     fn lead(&mut self, new: Current) {
         let made = self.next.take_if(|next| next.number == new.number);
-        self.current = Some(made.unwrap_or(new));
+        if let Some(finished) = self.current.replace(made.unwrap_or(new)) {
+            // From here on it is read, and then many pages at once are an advantage. Not vital.
+            let _ = finished.pages.come_singly(false);
+        }
     }
 }
 
@@ -118,6 +121,7 @@ impl Background {
             generation,
             length,
         };
+        self.expect_syncs(&map.pages());
         map.bytes_mut()[..segment::HEADER].copy_from_slice(&header.to_bytes());
         map.publish(segment::HEADER, 0);
         if let Some(spare) = spare {
@@ -145,6 +149,14 @@ impl Background {
         let mut map = made.inspect_err(|_| self.unclaim(CHUNK_BYTES as u64))?;
         self.ready_pages(&mut map, CHUNK_BYTES);
         Ok(map)
+    }
+
+    /// Readies the pages of a segment to be written to disk while it is appended to. Costs speed when it
+    /// fails, and nothing else.
+    pub(crate) fn expect_syncs(&self, pages: &Pages) {
+        if self.helper.is_some() && self.durable() {
+            let _ = pages.come_singly(true);
+        }
     }
 
     /// Makes the first `len` bytes of a new file present; on old kernels all of it, because a

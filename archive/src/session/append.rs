@@ -249,6 +249,7 @@ impl SessionLog {
             let (number, from) = (current.number, current.end);
             let mapped = current.mapped_mut(|| map_segment(&*storage, session, number))?;
             let pages = mapped.map.pages();
+            self.back.expect_syncs(&pages);
             self.back.lead(number, &pages, from);
             unsynced = Some(Unsynced {
                 number,
