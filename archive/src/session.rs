@@ -101,6 +101,8 @@ pub struct SessionLog {
     oldest_top: Seq,
     /// Offset in the current segment from which the helper has something to do.
     wake_at: u32,
+    /// For how many segments on the next one is asked for at once, not when one is half full.
+    hurry: u32,
     /// Number from which the next index chunk is asked for.
     next_chunk_at: u32,
     front: Front,
@@ -145,6 +147,7 @@ impl SessionLog {
             floor: state.floor,
             oldest_top: Seq(0),
             wake_at: 0,
+            hurry: 0,
             next_chunk_at: 0,
             front: Front::EMPTY,
             faults: fault::count(),

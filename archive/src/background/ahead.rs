@@ -88,6 +88,11 @@ impl Background {
         }
     }
 
+    /// Whether whoever takes the segment `number` now gets it at once.
+    pub(crate) fn has_segment(&self, number: u32) -> bool {
+        self.helper.is_none() || self.segment.has(number)
+    }
+
     /// The new, empty segment `number`.
     pub(crate) fn take_segment(&self, number: u32) -> io::Result<Segment> {
         self.segment
@@ -188,6 +193,8 @@ impl Background {
 
     /// Makes what was asked for; returns whether something could not be made.
     fn prepare(&self, ahead: &mut Ahead, retry: bool) -> bool {
+        // First what is made in a moment.
+        let no_chunk = self.chunk.fill(retry, |n| self.make_chunk(n));
         let no_segment = self.segment.fill(retry, |number| {
             let segment = self.make_segment(number)?;
             ahead.next = segment.mapped.get().map(|mapped| Current {
@@ -197,7 +204,6 @@ impl Background {
             });
             Ok(segment)
         });
-        let no_chunk = self.chunk.fill(retry, |n| self.make_chunk(n));
         no_segment || no_chunk
     }
 

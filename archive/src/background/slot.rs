@@ -40,6 +40,11 @@ impl<T> Slot<T> {
         }
     }
 
+    /// Whether number `n` is there.
+    pub(super) fn has(&self, n: u32) -> bool {
+        matches!(*lock(&self.state), State::Ready(m, _) if m == n)
+    }
+
     /// Takes number `n`, waiting for it when it is being made and making it here when it is not.
     /// With a `helper`, a failure is kept and repeated until the helper has tried again.
     pub(super) fn take(

@@ -16,6 +16,8 @@ use crate::{AppendError, Error, MAX_RANGES};
 
 /// How far ahead of the records memory is asked for.
 const ASK_AHEAD: usize = 2048;
+/// How many segments are asked for as early as can be after one was not there in time.
+const HURRY: u32 = 16;
 
 /// Numbers that can be appended without a closer look: free, with index entries that can be written to, and
 /// none that has the next chunk asked for. Nearly all appends are there.
@@ -280,6 +282,8 @@ impl SessionLog {
 
     /// Goes on in a new segment.
     fn roll(&mut self) -> std::io::Result<()> {
+        let in_time = !self.open || self.back.has_segment(self.next_segment);
+        self.hurry = if in_time { self.hurry.saturating_sub(1) } else { HURRY };
         let segment = self.back.take_segment(self.next_segment)?;
         let pages = segment.mapped.get().expect("a new segment is mapped").map.pages();
         self.back.lead(segment.number, &pages, touched_first(segment.length));
@@ -305,6 +309,9 @@ impl SessionLog {
         self.back.hand_over(jobs);
         self.back.publish(Position::new(number, end));
         self.plan_wake(end, length);
+        if self.hurry > 0 {
+            self.back.want_segment(self.next_segment);
+        }
         self.back.wake_disk();
         self.back.wake_ahead();
         Ok(())
