@@ -1,18 +1,21 @@
 //! How long one append takes at a fixed rate, by sync policy, beside the same copy and checksum into
-//! anonymous memory that is there already, and what the background threads use.
+//! anonymous memory that is there already, and into memory that is written to disk behind it, and what the
+//! background threads use.
 //!
 //! ```text
 //! cargo run --release -p seqcast-archive --example append_latency -- DIR [SECONDS [ROUNDS [BYTES [RATE]]]]
 //! ```
-//! Policies are run in turn, round after round, so that a noisy machine hits all alike; the table
+//! They are run in turn, round after round, so that a noisy machine hits all alike; the table
 //! has the median over the rounds. The appender is pinned to core 0, the background threads to
 //! core 1. Each append is timed by itself, at the time it was due or as soon as possible after.
 //! The log is bounded to 256 MiB by releasing, as segments in long use are: recycled. BYTES, RATE: only
 //! records of so many, only so many a second.
 
-use std::fs;
+use std::fs::{self, File};
 use std::hint::spin_loop;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -22,16 +25,30 @@ use seqcast_archive::{Archive, Options, SessionMeta, SyncPolicy, crc32c_of};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
 const LOADS: [(usize, u64); 3] = [(256, 1_000_000), (1400, 500_000), (256, 20_000)];
-/// Without a policy: the copy into anonymous memory, to which the others are compared.
-const POLICIES: [(&str, Option<SyncPolicy>); 5] = [
-    ("(memory)", None),
-    ("none", Some(SyncPolicy::None)),
-    ("10 ms", Some(SyncPolicy::EveryMs(10))),
-    ("100 ms", Some(SyncPolicy::EveryMs(100))),
-    ("1000 ms", Some(SyncPolicy::EveryMs(1000))),
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Way {
+    /// The copy into anonymous memory, to which the others are compared.
+    Memory,
+    /// The same copy into a file in memory, which a thread beside writes to disk past the page cache (`O_DIRECT`)
+    /// every 10 ms: what a log could be at best whose newest segments are in memory.
+    Behind,
+    /// The log.
+    Log(SyncPolicy),
+}
+
+const WAYS: [(&str, Way); 6] = [
+    ("(memory)", Way::Memory),
+    ("(written behind, 10 ms)", Way::Behind),
+    ("none", Way::Log(SyncPolicy::None)),
+    ("10 ms", Way::Log(SyncPolicy::EveryMs(10))),
+    ("100 ms", Way::Log(SyncPolicy::EveryMs(100))),
+    ("1000 ms", Way::Log(SyncPolicy::EveryMs(1000))),
 ];
-const KEPT: u64 = 256 << 20;
+const KEPT: usize = 256 << 20;
 const HEADER: usize = 32;
+/// What a disk is written in past the page cache.
+const BLOCK: u64 = 4096;
 
 /// What one run measured.
 #[derive(Clone, Copy)]
@@ -67,26 +84,28 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
     let wanted = |&(bytes, rate): &(usize, u64)| only.is_none_or(|b| b == bytes) && at_rate.is_none_or(|r| r == rate);
     for (bytes, rate) in LOADS.into_iter().filter(wanted) {
-        let mut runs = vec![Vec::new(); POLICIES.len()];
+        let mut runs = vec![Vec::new(); WAYS.len()];
         for _ in 0..rounds {
-            for (at, (_, sync)) in POLICIES.into_iter().enumerate() {
+            for (at, (_, way)) in WAYS.into_iter().enumerate() {
                 // The background threads inherit the affinity of the thread that opens.
                 core_affinity::set_for_current(helpers);
-                let Some(sync) = sync else {
+                let pin = || {
                     core_affinity::set_for_current(ours);
-                    runs[at].push(memory(bytes, rate, seconds)?);
-                    continue;
                 };
-                let dir = Path::new(&dir).join(format!("append-latency-{}", std::process::id()));
-                let run = measure(&dir, sync, bytes, rate, seconds, || {
-                    core_affinity::set_for_current(ours);
+                let run = in_new(Path::new(&dir), |dir| match way {
+                    Way::Memory => {
+                        pin();
+                        let mut window = MmapMut::map_anon(KEPT)?;
+                        copies(&mut window, bytes, rate, seconds, |_| ())
+                    }
+                    Way::Behind => behind(dir, bytes, rate, seconds, pin),
+                    Way::Log(sync) => measure(dir, sync, bytes, rate, seconds, pin),
                 });
-                fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
                 runs[at].push(run?);
             }
         }
         let memory = &runs[0];
-        for ((name, _), own) in POLICIES.iter().zip(&runs) {
+        for ((name, _), own) in WAYS.iter().zip(&runs) {
             let median = |of| median(own, of);
             // Within each round, then the median.
             let ratio = |of: fn(&Run) -> u64| {
@@ -124,15 +143,24 @@ fn middle(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// The least that an append must do.
-fn memory(bytes: usize, rate: u64, seconds: u64) -> Result<Run> {
-    let mut window = MmapMut::map_anon(KEPT as usize)?;
+/// Runs `job` with a directory that is there for so long.
+fn in_new<T>(parent: &Path, job: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let dir = parent.join(format!("append-latency-{}", std::process::id()));
+    fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let done = job(&dir);
+    fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    done
+}
+
+/// The least that an append must do; `publish` is told how many bytes were written in all.
+fn copies(window: &mut [u8], bytes: usize, rate: u64, seconds: u64, publish: impl Fn(u64)) -> Result<Run> {
     window.fill(1);
     let block = vec![0x5a; bytes];
     let step = (HEADER + bytes).next_multiple_of(8);
-    let mut at = 0;
+    let (mut at, mut written) = (0, 0);
     paced(rate, seconds, |n| {
         if at + step > window.len() {
+            written += (window.len() - at) as u64;
             at = 0;
         }
         let from = Instant::now();
@@ -144,7 +172,53 @@ fn memory(bytes: usize, rate: u64, seconds: u64) -> Result<Run> {
             *place = word.to_le_bytes();
         }
         at += step;
+        written += step as u64;
+        publish(written);
         Ok(from.elapsed())
+    })
+}
+
+/// As [`Way::Behind`] says.
+fn behind(dir: &Path, bytes: usize, rate: u64, seconds: u64, pin: impl Fn()) -> Result<Run> {
+    let memory = tempfile::tempfile_in("/dev/shm").context("make a file in memory")?;
+    memory.set_len(KEPT as u64)?;
+    // SAFETY: the file has no name, and the thread beside only reads it, by system call.
+    let mut window = unsafe { MmapMut::map_mut(&memory)? };
+    let path = dir.join("behind");
+    // Written once before: a file that grows has its journal written at each sync.
+    fs::write(&path, &window)?;
+    let disk = File::options().write(true).custom_flags(libc::O_DIRECT).open(&path)?;
+    disk.sync_all()?;
+    let (tail, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut piece = MmapMut::map_anon(1 << 20)?;
+            let mut done = 0;
+            while !stop.load(Ordering::Acquire) {
+                let tail = tail.load(Ordering::Acquire);
+                // Whole blocks: the one that the tail is in is written again next time.
+                while done < tail {
+                    let from = done / BLOCK * BLOCK;
+                    let place = from % KEPT as u64;
+                    let most = (piece.len() as u64).min(KEPT as u64 - place);
+                    let len = (tail.next_multiple_of(BLOCK) - from).min(most);
+                    memory.read_exact_at(&mut piece[..len as usize], place)?;
+                    disk.write_all_at(&piece[..len as usize], place)?;
+                    done = tail.min(from + len);
+                }
+                disk.sync_data()?;
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            anyhow::Ok(())
+        });
+        pin();
+        let run = copies(&mut window, bytes, rate, seconds, |end| {
+            tail.store(end, Ordering::Release)
+        });
+        stop.store(true, Ordering::Release);
+        writer.thread().unpark();
+        let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+        written.and(run)
     })
 }
 
@@ -162,7 +236,7 @@ fn measure(dir: &Path, sync: SyncPolicy, bytes: usize, rate: u64, seconds: u64, 
     };
     let log = archive.create_session(Session(1), meta)?;
     let block = vec![0x5a; bytes];
-    let keep = (KEPT / (bytes as u64 + 32)) as u32;
+    let keep = (KEPT / (bytes + HEADER)) as u32;
     let run = paced(rate, seconds, |n| {
         let from = Instant::now();
         log.append(Seq(n as u32 + 1), 1, n, n, 0, &block)?;
