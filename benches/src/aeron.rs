@@ -19,7 +19,7 @@ const STREAM: i32 = 82;
 const PORT: u16 = 7802;
 const TERM: usize = 16 << 20;
 /// Between two NAKs of the same range; as the engine's least time-out.
-const RETRY_NS: u64 = 100_000;
+const RETRY_NS: u64 = 25_000;
 /// The largest that a kernel gives without a change of its settings.
 const SOCKET_BUFFER: usize = 212_992;
 /// Frames that one turn may send, and receive.

@@ -162,7 +162,8 @@ impl Phase {
 /// What a phase found.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// Nanoseconds; `repaired` only of messages that had been lost and were repaired.
+    /// Nanoseconds, from the sending of each message to its delivery; `repaired` of those that had been
+    /// lost, from the sending of the next message that came by itself, which showed the gap.
     Latency {
         all: Histogram<u64>,
         repaired: Histogram<u64>,
@@ -554,6 +555,8 @@ fn follow<Q: Port>(port: &mut Q, phase: Phase, gate: u64, control: &Control) -> 
         words.wanted = matches!(phase, Phase::Paced { .. });
     });
     let (mut all, mut repaired) = (histogram(), histogram());
+    // When repaired messages were delivered that wait for the one that showed their gap.
+    let mut pending = Vec::with_capacity(64);
     let mut arrived = 0u64;
     let mut measured_from: Option<(Instant, u64)> = None;
     // When the sender had stopped, and what came until then.
@@ -573,7 +576,11 @@ fn follow<Q: Port>(port: &mut Q, phase: Phase, gate: u64, control: &Control) -> 
                         for (sent, was_repaired) in words.all.drain(..).filter(|_| stage != WARM_UP) {
                             all.saturating_record(now.saturating_sub(sent).max(1));
                             if was_repaired {
-                                repaired.saturating_record(now.saturating_sub(sent).max(1));
+                                pending.push(now);
+                            } else {
+                                // What was repaired before its follower was sent was not seen by it.
+                                let took = pending.drain(..).filter_map(|then: u64| then.checked_sub(sent));
+                                took.for_each(|took| repaired.saturating_record(took.max(1)));
                             }
                         }
                     });

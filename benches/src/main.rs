@@ -42,7 +42,7 @@ use results::{Limit, Name, Results};
 const ROUND_TRIP: &str = "Round trip, 64 B";
 const ONE_WAY: &str = "One way, 64 B every 20 us";
 const RATE: &str = "Throughput, messages";
-const REPAIR: &str = "Repaired messages, sent to delivered";
+const REPAIR: &str = "Repaired messages, from the gap to delivery";
 const RINGS: &str = "Rings, 64 B core to core";
 const LOG: &str = "Append log";
 /// A task of rings.

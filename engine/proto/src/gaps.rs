@@ -54,7 +54,7 @@ impl Default for GapConfig {
             backoff: 0,
             backoff_percent: 25,
             initial_timeout: 20 * MILLIS,
-            min_timeout: 100 * MICROS,
+            min_timeout: 25 * MICROS,
             max_timeout: 500 * MILLIS,
             give_up: 30 * SECONDS,
             ask_window: 8192,
