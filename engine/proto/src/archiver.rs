@@ -525,7 +525,11 @@ impl Archiver {
             since => since.unwrap_or(now.mono),
         };
         self.parties.archived = header.has(flags::ARCHIVED) && now.mono.saturating_sub(alone_since) < ALONE;
-        self.parties.heard(header.origin.get(), now.mono);
+        if self.parties.heard(header.origin.get(), now.mono) {
+            for recording in &mut self.recordings {
+                recording.gaps.server_changed();
+            }
+        }
         if self.parties.set_archives(others) {
             for recording in &mut self.recordings {
                 recording.gaps.archives_changed();

@@ -668,7 +668,9 @@ impl<F: AsRef<[u8]>> Client<F> {
         app: &mut impl Application,
     ) {
         self.learn(header, endpoints);
-        self.parties.heard(header.origin.get(), now.mono);
+        if self.parties.heard(header.origin.get(), now.mono) {
+            self.gaps.server_changed();
+        }
         if self.cursor.session != Session::NONE && header.session() > self.cursor.session {
             let previous = Session(body.previous_session.get());
             if previous == self.cursor.session {

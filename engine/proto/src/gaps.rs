@@ -165,13 +165,16 @@ impl Parties {
         Parties { group, ..self }
     }
 
-    /// A heartbeat has come from this run of the server. One that has just started does not know
-    /// all archives yet.
-    pub fn heard(&mut self, run: u32, now: Nanos) {
-        if self.run != run {
+    /// A heartbeat has come from this run of the server, and says whether it is another than before. One
+    /// that has just started does not know all archives yet.
+    #[must_use]
+    pub fn heard(&mut self, run: u32, now: Nanos) -> bool {
+        let changed = self.run != run;
+        if changed {
             self.run = run;
             self.complete_at = now + NAMED;
         }
+        changed
     }
 
     /// Takes the archives that a heartbeat names, and says whether they are others than before.
@@ -291,6 +294,11 @@ impl Parties {
         archives_done && self.server.is_some() && refused_by & REFUSED_BY_SERVER != 0
     }
 }
+
+const ALL: SeqRange = SeqRange {
+    first: Seq::FIRST,
+    last: Seq::LAST,
+};
 
 const REFUSED_BY_SERVER: u16 = 1 << MAX_ARCHIVES;
 
@@ -689,6 +697,11 @@ impl Gaps {
             parties.place_of(by.from).map_or(0, |i| 1 << i)
         };
         let timeout = self.rtt.timeout();
+        // A server that does not know a session has nothing of it. An archive may be about to fetch some of it.
+        let range = match reason {
+            Reason::UnknownSession if by.is_server => ALL,
+            _ => range,
+        };
         let mut at = self.list.partition_point(|g| g.range.last < range.first);
         while let Some(part) = self.list.get(at).and_then(|g| g.range.intersect(range)) {
             let answers = |oldest: u64| (oldest..=self.asked).contains(&by.question);
@@ -779,6 +792,14 @@ impl Gaps {
     pub fn archives_changed(&mut self) {
         for gap in &mut self.list {
             gap.forget_archives(self.asked + 1);
+        }
+    }
+
+    /// The server was started again: what the run before had let go of may be in its log yet.
+    pub fn server_changed(&mut self) {
+        for gap in &mut self.list {
+            gap.refused_by = 0;
+            gap.since = self.asked + 1;
         }
     }
 
