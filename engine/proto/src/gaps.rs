@@ -392,7 +392,7 @@ pub struct Gaps {
     next_due: Nanos,
     /// Why something that is due was not asked for.
     held_back: Option<HeldBack>,
-    /// Messages found or refused since the last question.
+    /// Messages found since the last question.
     freed: u32,
     /// No gap that waits for another line ends below this number.
     suspected_up_to: Seq,
@@ -729,7 +729,6 @@ impl Gaps {
                 continue;
             }
             gap.open = false;
-            self.freed = self.freed.saturating_add(part.len());
             // Whose refusal leaves nobody else to be asked at once.
             let pause = if by.is_server || gap.is_let_go() {
                 pause(timeout, gap.tries, self.config.max_timeout)
