@@ -17,8 +17,12 @@ use crate::duel::{self, BATCH, FULL_COUNT, FULL_FRAME, LARGE, LARGE_FRAME, Outco
 use crate::engine::{self, EnginePort, LinkPort};
 use crate::kernel::{How, KernelPort};
 use crate::pair::Pair;
+#[cfg(feature = "xdp")]
+use crate::pair::Side;
 #[cfg(any(feature = "xdp", feature = "peers"))]
 use crate::pair::{LARGEST_MTU, MTU};
+#[cfg(feature = "xdp")]
+use crate::programs::across;
 use crate::programs::{Apart, InTurn};
 use crate::results::{Limit, Name, Results};
 use crate::{ONE_WAY, RATE, REPAIR, ROUND_TRIP, is_wanted};
@@ -209,6 +213,7 @@ pub(crate) fn round(
                 InTurn::open(side, engine::xdp(side, mode, 0.0)?)
             })?;
             if mode == Mode::Driver {
+                turn.take_across("Seqcast xdp, one core", "programs xdp, other core", mode)?;
                 turn.take("threads xdp, driver", &[trip(SMALL, Some(engine))], |side| {
                     Apart::open(side, move |side| engine::xdp(side, mode, 0.0))
                 })?;
@@ -365,6 +370,26 @@ impl Turn<'_> {
             &[small((LARGEST_ENGINE, MESSAGES_LARGEST)).one_by_one()],
             |side| AeronPort::open(side, 0.0),
         )?;
+        Ok(())
+    }
+
+    /// Engines of both ends on one core: with their programs within, and with programs on the other core.
+    #[cfg(feature = "xdp")]
+    fn take_across(&mut self, within: &'static str, across: &'static str, mode: Mode) -> Result<()> {
+        if !TRIP.contains(self.task) || ![within, across].iter().any(|name| is_wanted(self.only, name)) {
+            return Ok(());
+        }
+        let open = |side: &Side| engine::xdp(side, mode, 0.0);
+        let (alone, beside) = across::round_trips(self.pair, self.time, open).context(across)?;
+        for (contender, limit, trips) in [(within, None, alone), (across, Some(within), beside)] {
+            let name = Name {
+                group: ROUND_TRIP,
+                contender,
+                what: TRIP,
+                limit: trip(SMALL, limit).against,
+            };
+            self.results.add_latency(name, &trips);
+        }
         Ok(())
     }
 

@@ -165,23 +165,24 @@ impl Pair {
         Ok(())
     }
 
+    /// Moves the calling thread, which has to be one of its own, to the host at an end.
+    pub(crate) fn enter(&self, end: End) -> Result<Side> {
+        setns(&self.namespaces[end as usize], CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")?;
+        Ok(self.side(end))
+    }
+
     fn inside<T: Send>(&self, end: End, job: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                setns(&self.namespaces[end as usize], CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")?;
+                self.enter(end)?;
                 job()
             });
             thread.join().map_err(|_| anyhow!("a thread panicked"))?
         })
     }
 
-    /// Runs one job at each end, both at once.
-    pub(crate) fn run<A: Send, B: Send>(
-        &self,
-        near: impl FnOnce(Side) -> Result<A> + Send,
-        far: impl FnOnce(Side) -> Result<B> + Send,
-    ) -> Result<(A, B)> {
-        let side = |end: End| Side {
+    fn side(&self, end: End) -> Side {
+        Side {
             end,
             interface: self.interfaces[end as usize].clone(),
             address: end.address(),
@@ -191,10 +192,18 @@ impl Pair {
             zero_copy: self.zero_copy,
             mtu: self.mtu,
             core: self.cores[end as usize],
-        };
+        }
+    }
+
+    /// Runs one job at each end, both at once.
+    pub(crate) fn run<A: Send, B: Send>(
+        &self,
+        near: impl FnOnce(Side) -> Result<A> + Send,
+        far: impl FnOnce(Side) -> Result<B> + Send,
+    ) -> Result<(A, B)> {
         let (near, far) = thread::scope(|scope| {
-            let far = scope.spawn(|| self.inside(End::Far, || far(side(End::Far))));
-            let near = self.inside(End::Near, || near(side(End::Near)));
+            let far = scope.spawn(|| self.inside(End::Far, || far(self.side(End::Far))));
+            let near = self.inside(End::Near, || near(self.side(End::Near)));
             (near, far.join().map_err(|_| anyhow!("a thread panicked")))
         });
         Ok((near?, far??))

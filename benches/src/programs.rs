@@ -17,6 +17,9 @@ use crate::duel::{Counters, Port, Received, Words, word_of};
 use crate::engine::{config, counters};
 use crate::pair::Side;
 
+#[cfg(feature = "xdp")]
+pub(crate) mod across;
+
 /// A program: a lane into the engine and a reader of its ring, as in a process of its own.
 struct Program {
     publisher: Publisher,
