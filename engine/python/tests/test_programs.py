@@ -286,6 +286,9 @@ class Programs(unittest.TestCase):
                 signal.raise_signal(signal.SIGINT)
 
             other = threading.Thread(target=meddle)
+            # Who starts the tests in the background may have had interrupts ignored.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.addCleanup(signal.signal, signal.SIGINT, before)
             with self.assertRaises(KeyboardInterrupt):
                 other.start()
                 while True:
