@@ -64,13 +64,10 @@ impl Current {
 }
 
 impl Ahead {
-    /// Makes `new` the segment that is appended to.
-    fn lead(&mut self, new: Current) {
+    /// Makes `new` the segment that is appended to, and returns the one before.
+    fn lead(&mut self, new: Current) -> Option<Current> {
         let made = self.next.take_if(|next| next.number == new.number);
-        if let Some(finished) = self.current.replace(made.unwrap_or(new)) {
-            // From here on it is read, and then many pages at once are an advantage. Not vital.
-            let _ = finished.pages.come_singly(false);
-        }
+        self.current.replace(made.unwrap_or(new))
     }
 }
 
@@ -210,8 +207,12 @@ impl Background {
     /// Touches the pages that the appender is about to reach.
     fn touch_ahead(&self, ahead: &mut Ahead) {
         loop {
-            if let Some(new) = lock(&self.lead).take() {
-                ahead.lead(new);
+            let new = lock(&self.lead).take();
+            if let Some(finished) = new.and_then(|new| ahead.lead(new))
+                && self.durable()
+            {
+                // From here on it is read, and then many pages at once are an advantage. Not vital.
+                let _ = finished.pages.come_singly(false);
             }
             let tail = self.tail();
             let Some(current) = ahead.current.as_mut().filter(|c| c.number == tail.segment()) else {
