@@ -251,16 +251,18 @@ impl Parties {
     /// the server odd ones; who is not known is passed over, and so is a server that has `let_go`
     /// of it if there is an archive.
     fn turn(&self, tries: &mut u32, let_go: bool) -> Option<(SocketAddrV4, bool)> {
-        if let Some(group) = self.group {
-            let passed_over = match tries.is_multiple_of(2) {
-                true => !self.archived,
-                false => let_go && self.archived,
-            };
-            *tries += u32::from(passed_over);
-            return Some((group, !tries.is_multiple_of(2)));
-        }
-        if let_go && !tries.is_multiple_of(2) && self.archive(0).is_some() {
+        let has_archive = match self.group {
+            Some(_) => self.archived,
+            None => self.archive(0).is_some(),
+        };
+        if let_go && has_archive && !tries.is_multiple_of(2) {
             *tries += 1;
+        }
+        if let Some(group) = self.group {
+            if !has_archive && tries.is_multiple_of(2) {
+                *tries += 1;
+            }
+            return Some((group, !tries.is_multiple_of(2)));
         }
         let archive = self.archive(*tries / 2);
         if tries.is_multiple_of(2) && archive.is_none() || !tries.is_multiple_of(2) && self.server.is_none() {
@@ -358,7 +360,7 @@ impl Gap {
         self.tries == 0 && self.refused_by == 0 && !self.hastened
     }
 
-    /// Whether the server will never have it.
+    /// Whether this run of the server will never have it.
     fn is_let_go(&self) -> bool {
         self.refused_by & REFUSED_BY_SERVER != 0
     }

@@ -149,10 +149,10 @@ impl World<'_> {
         // Acknowledged as stored, lost with the power of whoever had acknowledged it, and let go of now;
         // and what the server had let go of, but held as long as a part of the same block was needed.
         let held = |seq| World::holder(&self.server, &self.archives, session, seq).is_some();
-        let gone: Vec<Seq> = let_go.into_iter().filter(|seq| !held(*seq)).collect();
         let before = (1..from.0).rev().map(Seq);
         let also = before.take_while(|seq| !self.truth.is_forgotten(session, *seq) && !held(*seq));
-        for seq in also.chain(gone).collect::<Vec<_>>() {
+        let gone: Vec<Seq> = also.chain(let_go.into_iter().filter(|seq| !held(*seq))).collect();
+        for seq in gone {
             self.truth.forget(session.0, seq.0);
         }
     }
