@@ -78,6 +78,14 @@ impl Program {
     }
 }
 
+/// An engine that takes programs and never sleeps, to be turned by hand, and what programs attach to.
+fn spinning<L: Link>(side: &Side, (link, may_hold): (L, u32)) -> Result<(Node<L>, Engine)> {
+    let config = config(side, "idle = \"spin\"\n[programs]")?;
+    let node = Node::open(&config, link, may_hold, Arc::default(), Programs::default())?;
+    let engine = node.programs().context("it has no programs")?;
+    Ok((node, engine))
+}
+
 /// Engine and program take turns on one thread: everything that a message meets on its way between
 /// processes, but for the way of a cache line from one core to another.
 pub(crate) struct InTurn<L: Link> {
@@ -86,10 +94,8 @@ pub(crate) struct InTurn<L: Link> {
 }
 
 impl<L: Link> InTurn<L> {
-    pub(crate) fn open(side: &Side, (link, may_hold): (L, u32)) -> Result<InTurn<L>> {
-        let config = config(side, "idle = \"spin\"\n[programs]")?;
-        let node = Node::open(&config, link, may_hold, Arc::default(), Programs::default())?;
-        let engine = node.programs().context("it has no programs")?;
+    pub(crate) fn open(side: &Side, link: (L, u32)) -> Result<InTurn<L>> {
+        let (node, engine) = spinning(side, link)?;
         Ok(InTurn {
             program: Program::attach(&engine)?,
             node,

@@ -6,7 +6,6 @@
 //! engine and engine to program, at either end. The way between the engines stays on one core, with and without programs
 //! beside them, so that it is no part of the difference.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -16,19 +15,18 @@ use anyhow::{Context, Result, anyhow, ensure};
 use hdrhistogram::Histogram;
 use seqcast_client::Engine;
 use seqcast_engine::link::Link;
-use seqcast_engine::node::{Node, Programs};
 
-use super::Program;
+use super::{Program, spinning};
 use crate::duel::{Port, SMALL, histogram};
-use crate::engine::{EnginePort, config};
+use crate::engine::EnginePort;
 use crate::pair::{End, Pair, Side};
 
 /// Turns without work after which it may be another's turn: a heartbeat came between.
 const IDLE: u32 = 1000;
-/// Calls after which it is looked whether all is over; also the longest wait for a message, in calls.
+/// Tries between two looks at the clock.
 const LOOK: u32 = 1 << 10;
-/// The longest wait for engines to take up programs that have attached.
-const ATTACHED_AFTER: Duration = Duration::from_secs(5);
+/// The longest wait for the first message that comes back.
+const READY_AFTER: Duration = Duration::from_secs(5);
 /// A message that is not back by then was lost.
 const LOST_AFTER: Duration = Duration::from_millis(100);
 
@@ -40,12 +38,12 @@ pub(crate) fn round_trips<L: Link>(
 ) -> Result<(Histogram<u64>, Histogram<u64>)> {
     thread::scope(|scope| {
         let within = scope.spawn(|| {
-            let near = pair.enter(End::Near)?;
-            let mut near = EnginePort::open(&near, open(&near)?)?;
-            let far = pair.enter(End::Far)?;
-            let mut far_port = EnginePort::open(&far, open(&far)?)?;
-            far.pin()?;
-            measure(time, |word| turn_about(&mut near, &mut far_port, word))
+            let side = pair.enter(End::Near)?;
+            let mut near = EnginePort::open(&side, open(&side)?)?;
+            let side = pair.enter(End::Far)?;
+            let mut far = EnginePort::open(&side, open(&side)?)?;
+            side.pin()?;
+            measure(time, |word| turn_about(&mut near, &mut far, word))
         });
         let within = within.join().map_err(|_| anyhow!("a thread panicked"))??;
         Ok((within, across(pair, time, &open)?))
@@ -55,7 +53,7 @@ pub(crate) fn round_trips<L: Link>(
 /// One message there and back, by two ports of one thread.
 fn turn_about(near: &mut impl Port, far: &mut impl Port, word: u64) -> Result<bool> {
     while near.send(word, SMALL, 1)? == 0 {}
-    if !(until(|| Ok(far.receive()?.word == word))?) {
+    if !until(|| Ok(far.receive()?.word == word))? {
         return Ok(false);
     }
     while far.send(word, SMALL, 1)? == 0 {}
@@ -80,6 +78,11 @@ fn until(mut holds: impl FnMut() -> Result<bool>) -> Result<bool> {
 /// Times `trip` again and again; the first tenth is not counted, nor is what was lost.
 fn measure(time: Duration, mut trip: impl FnMut(u64) -> Result<bool>) -> Result<Histogram<u64>> {
     let mut all = histogram();
+    let begin = Instant::now();
+    // A client begins with the first frame that it hears, and an engine looks for new programs now and then only.
+    while !trip(u64::MAX)? {
+        ensure!(begin.elapsed() < READY_AFTER, "no message comes back");
+    }
     let begin = Instant::now();
     let (warm, end) = (begin + time / 10, begin + time / 10 + time);
     let mut lost = 0u32;
@@ -135,11 +138,9 @@ fn turn_engines<L: Link>(
     let mut nodes = Vec::with_capacity(2);
     for end in [End::Near, End::Far] {
         let side = pair.enter(end)?;
-        let (link, may_hold) = open(&side)?;
-        let config = config(&side, "idle = \"spin\"\n[programs]")?;
-        let node = Node::open(&config, link, may_hold, Arc::default(), Programs::default())?;
+        let (node, engine) = spinning(&side, open(&side)?)?;
         // Nobody listens if the programs have given up.
-        let _ = tell.send(node.programs().context("it has no programs")?);
+        let _ = tell.send(engine);
         nodes.push(node);
     }
     drop(tell);
@@ -163,7 +164,7 @@ fn ping_pong(pair: &Pair, time: Duration, told: &mpsc::Receiver<Engine>, over: &
     let [near, far] = [told.recv(), told.recv()].map(|engine| Program::attach(&engine.context("an engine ended")?));
     let (mut near, mut far) = (near?, far?);
     pair.enter(End::Near)?.pin()?;
-    let mut trip = |word| {
+    measure(time, |word| {
         ensure!(!over.load(Ordering::Relaxed), "an engine ended");
         near.publish(word, SMALL, 1)?;
         if !until(|| Ok(far.take(None)?.word == word))? {
@@ -171,14 +172,5 @@ fn ping_pong(pair: &Pair, time: Duration, told: &mpsc::Receiver<Engine>, over: &
         }
         far.publish(word, SMALL, 1)?;
         until(|| Ok(near.take(None)?.word == word))
-    };
-    // An engine looks for new programs now and then only.
-    let begin = Instant::now();
-    while !trip(u64::MAX)? {
-        ensure!(
-            begin.elapsed() < ATTACHED_AFTER,
-            "the engines do not take up their programs"
-        );
-    }
-    measure(time, trip)
+    })
 }
