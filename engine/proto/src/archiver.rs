@@ -3,9 +3,10 @@
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
-use crate::gaps::{GapConfig, Gaps, NAMED, Parties, Questions, Refuser, nak_stamp};
+use crate::gaps::{GapConfig, Gaps, nak_stamp};
 use crate::io::{ArchiveStore, End, Lookup, Outbox, Record, Refused, Store};
 use crate::lines::{Line, LineChange, Lines, LinesConfig, Verdict};
+use crate::parties::{NAMED, Parties, Questions, Refuser};
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};
@@ -175,7 +176,7 @@ impl Archiver {
             recordings: Vec::with_capacity(MAX_RECORDINGS),
             questions: Questions::new(),
             // There may be another archive until heartbeats have named none for long enough.
-            parties: Parties::new(true),
+            parties: Parties::new(true).of_archive([Some(config.local), config.local_b]),
             lines: config.lines.map(Lines::new),
             server_otherwise: None,
             alone_since: None,
@@ -530,7 +531,7 @@ impl Archiver {
                 recording.gaps.server_changed();
             }
         }
-        if self.parties.set_archives(others) {
+        if self.parties.set_archives(others, now.mono) {
             for recording in &mut self.recordings {
                 recording.gaps.archives_changed();
             }
@@ -781,7 +782,7 @@ impl Archiver {
                     Err(_) => {
                         // What is not on record is not acknowledged either.
                         self.stats.failed += 1;
-                        recording.gaps.miss(range, now);
+                        recording.gaps.miss_later(range, now);
                     }
                 }
             }

@@ -2,10 +2,11 @@
 
 use core::net::SocketAddrV4;
 
-use crate::gaps::{GapConfig, Gaps, Parties, Refuser, nak_stamp};
+use crate::gaps::{GapConfig, Gaps, nak_stamp};
 use crate::hold::Hold;
 use crate::io::{Application, Delivery, End, Event, Loss, Outbox, Path};
 use crate::lines::{Line, Lines, LinesConfig, Verdict};
+use crate::parties::{Parties, Refuser};
 use crate::ranges::RangeSet;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MILLIS, Nanos, Now};
@@ -221,6 +222,8 @@ pub struct Client<F> {
     upcoming: Session,
     /// The lowest later session of which a party that was asked knows.
     later: Session,
+    /// What may follow was given up, and nothing has been heard of it since.
+    probed_in_vain: bool,
     heard: Nanos,
     silent: bool,
     duplicate_reported: bool,
@@ -270,6 +273,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             ended: false,
             upcoming: Session::NONE,
             later: Session::NONE,
+            probed_in_vain: false,
             heard: now,
             silent: false,
             duplicate_reported: false,
@@ -348,7 +352,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
         match parsed.body {
             Body::Data(block) => {
-                if self.accept_server(header, from, now, app) && self.enter(header, block.first(), app) {
+                if self.accept_server(header, from, now, app) && self.enter(now, header, block.first(), app) {
                     if self.parties.server().is_none() {
                         self.parties.set_server(from);
                     }
@@ -479,7 +483,7 @@ impl<F: AsRef<[u8]>> Client<F> {
     }
 
     /// Whether the frame's session is the current one; the first frame of all decides it.
-    fn enter(&mut self, header: &Header, first: Seq, app: &mut impl Application) -> bool {
+    fn enter(&mut self, now: Now, header: &Header, first: Seq, app: &mut impl Application) -> bool {
         let session = header.session();
         if self.cursor.session == Session::NONE && session != Session::NONE {
             self.cursor.session = session;
@@ -499,7 +503,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             return true;
         }
         if session > self.cursor.session {
-            self.upcoming = self.upcoming.max(session);
+            self.note_upcoming(session, now);
         }
         self.cursor.stats.other_session += 1;
         false
@@ -667,7 +671,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         endpoints: &[Endpoint],
         app: &mut impl Application,
     ) {
-        self.learn(header, endpoints);
+        self.learn(now, header, endpoints);
         if self.parties.heard(header.origin.get(), now.mono) {
             self.gaps.server_changed();
         }
@@ -689,7 +693,7 @@ impl<F: AsRef<[u8]>> Client<F> {
             }
         }
         let next = header.sequence();
-        if !self.enter(header, next, app) {
+        if !self.enter(now, header, next, app) {
             return;
         }
         if let Some(gap) = SeqRange::new(self.horizon, next.prev()) {
@@ -706,14 +710,17 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
     }
 
-    fn learn(&mut self, header: &Header, endpoints: &[Endpoint]) {
+    fn learn(&mut self, now: Now, header: &Header, endpoints: &[Endpoint]) {
         self.parties.archived = header.has(flags::ARCHIVED);
         let line = self.lines.as_ref().map_or(self.config.line, Lines::preferred);
         self.parties.group = match line {
             Line::B if self.lines.is_some() => self.config.ask_group_b,
             _ => self.config.ask_group,
         };
-        if self.parties.set_archives(reachable(endpoints, Role::Archive, line)) {
+        if self
+            .parties
+            .set_archives(reachable(endpoints, Role::Archive, line), now.mono)
+        {
             self.gaps.archives_changed();
         }
         if let Some(server) = reachable(endpoints, Role::Server, line).next() {
@@ -729,14 +736,14 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
         if self.cursor.session == Session::NONE || session > self.cursor.session {
             // The end of a session that this client never saw; what follows will say the rest.
-            if self.enter(header, header.sequence(), app) {
+            if self.enter(now, header, header.sequence(), app) {
                 self.set_end(now, end);
             }
         } else if session == self.cursor.session {
             self.heard = now.mono;
             if header.has(flags::UNSURE) {
                 self.miss_up_to(end.last.next(), now);
-                self.note_later(end.next);
+                self.note_later(end.next, now);
             } else {
                 self.set_end(now, end);
             }
@@ -758,10 +765,20 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.end = Some(End { last, next });
     }
 
+    /// There is a later session.
+    fn note_upcoming(&mut self, session: Session, now: Now) {
+        if self.upcoming <= self.cursor.session {
+            // What may follow was asked for while nobody could know. From here on somebody may.
+            self.gaps.renew_from(self.horizon, now.mono);
+            self.probed_in_vain = false;
+        }
+        self.upcoming = self.upcoming.max(session);
+    }
+
     /// Somebody who does not know what follows the current session knows of a later one.
-    fn note_later(&mut self, later: Session) {
+    fn note_later(&mut self, later: Session, now: Now) {
         if later > self.cursor.session {
-            self.upcoming = self.upcoming.max(later);
+            self.note_upcoming(later, now);
             self.later = self.later.known().map_or(later, |l| l.min(later));
         }
     }
@@ -793,7 +810,7 @@ impl<F: AsRef<[u8]>> Client<F> {
                 self.miss_up_to(range.end(), now);
             }
             if reason == Reason::UnknownSession {
-                self.note_later(header.later_session());
+                self.note_later(header.later_session(), now);
             }
             self.gaps
                 .refused(range, by, (reason, retry_ms), &self.parties, now.mono);
@@ -805,6 +822,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         if self.end.is_none() && self.gaps.is_empty() {
             let last = self.horizon.plus(self.config.gaps.ask_window.max(1) - 1);
             match SeqRange::new(self.horizon, last.min(Seq::LAST)) {
+                Some(beyond) if self.probed_in_vain => self.gaps.miss_later(beyond, now),
                 Some(beyond) => self.gaps.miss(beyond, now),
                 // Nothing can lie behind the last number.
                 None if self.upcoming > self.cursor.session => {
@@ -838,7 +856,11 @@ impl<F: AsRef<[u8]>> Client<F> {
         }
         // Somebody may still have what comes before it.
         let is_next = self.gaps.first_from(self.horizon).is_none_or(|f| f > range.first);
-        if range.last >= self.horizon && is_next && self.end.is_none() && self.upcoming > self.cursor.session {
+        if range.last < self.horizon || !is_next || self.end.is_some() {
+            return;
+        }
+        self.probed_in_vain = true;
+        if self.upcoming > self.cursor.session {
             app.event(Event::TailUnknown {
                 session: self.cursor.session,
                 from: self.horizon,
@@ -863,7 +885,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         if noted.and_then(|()| self.lost.insert(range)).is_err() {
             // Too many separate losses at once: this one waits for its turn.
             self.unanswered.remove(range);
-            self.gaps.miss(range, now);
+            self.gaps.miss_later(range, now);
         }
     }
 
@@ -894,6 +916,7 @@ impl<F: AsRef<[u8]>> Client<F> {
         self.cursor.highest = Seq(0);
         self.horizon = Seq::FIRST;
         self.later = Session::NONE;
+        self.probed_in_vain = false;
         self.server_origin = 0;
         self.duplicate_reported = false;
         self.hold.clear();

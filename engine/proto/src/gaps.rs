@@ -1,4 +1,4 @@
-//! What is missing, whom to ask for it, and when.
+//! What is missing, and when to ask whom for it.
 //!
 //! Clients and archives share this. A gap is asked for at the archive first, then at the server,
 //! then again with growing pauses, until it is found, refused for good by everyone, or too old.
@@ -7,15 +7,12 @@ use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
 use crate::io::{Loss, Outbox};
+use crate::parties::{Parties, Questions, REFUSED_BY_SERVER, Refuser};
 use crate::rng::Rng;
 use crate::seq::{Seq, SeqRange, Session, Stream};
 use crate::time::{MICROS, MILLIS, Nanos, Now, RoundTrip, SECONDS};
-use crate::wire::{Header, Kind, MAX_ENDPOINTS, MAX_RANGES, Reason, Stamp, flags};
+use crate::wire::{Kind, MAX_RANGES, Reason, Stamp, flags};
 
-/// Most archives that are asked in turn: all that a heartbeat can name.
-pub const MAX_ARCHIVES: usize = MAX_ENDPOINTS / 2 - 1;
-/// Parties that are known no more whose answers are still taken.
-const FORMER: usize = 8;
 /// Messages that one range of a question names at least, where there are so many.
 const PIECE: u32 = 16;
 
@@ -63,267 +60,10 @@ impl Default for GapConfig {
     }
 }
 
-/// Parties whose NAKs are counted one by one: all there are at a time, and some that are gone.
-const ASKED: usize = 2 * (MAX_ARCHIVES + 2);
-
-/// NAK frames sent, by whom they went to.
-#[derive(Clone, Debug)]
-pub struct Questions {
-    all: u64,
-    to: Vec<(SocketAddrV4, u64)>,
-}
-
-impl Questions {
-    /// None yet. All memory is taken now.
-    #[must_use]
-    pub fn new() -> Questions {
-        Questions {
-            all: 0,
-            to: Vec::with_capacity(ASKED),
-        }
-    }
-
-    fn note(&mut self, to: SocketAddrV4, naks: u64) {
-        self.all += naks;
-        if let Some((_, sum)) = self.to.iter_mut().find(|(party, _)| *party == to) {
-            *sum += naks;
-        } else if self.to.len() < ASKED {
-            self.to.push((to, naks));
-        } else if let Some(least) = self.to.iter_mut().min_by_key(|(_, sum)| *sum) {
-            *least = (to, naks);
-        }
-    }
-
-    /// Moves all of them to another count.
-    pub fn pour(&mut self, into: &mut Questions) {
-        self.all = 0;
-        for (to, naks) in self.to.drain(..) {
-            into.note(to, naks);
-        }
-    }
-
-    /// All of them.
-    #[must_use]
-    pub fn all(&self) -> u64 {
-        self.all
-    }
-
-    /// Who was asked, and how often. Of more than 34 parties, those asked least are forgotten.
-    pub fn by_party(&self) -> impl Iterator<Item = (SocketAddrV4, u64)> {
-        self.to.iter().copied()
-    }
-}
-
-impl Default for Questions {
-    fn default() -> Questions {
-        Questions::new()
-    }
-}
-
-/// Who can be asked.
-#[derive(Clone, Debug)]
-pub struct Parties {
-    archives: [Option<SocketAddrV4>; MAX_ARCHIVES],
-    server: Option<SocketAddrV4>,
-    /// Known before, the latest first.
-    former: [Option<SocketAddrV4>; FORMER],
-    /// A heartbeat has named them.
-    named: bool,
-    /// Where NAKs go when they are multicast; then no address need be known.
-    pub group: Option<SocketAddrV4>,
-    /// Whether an archive exists, known by address or not. Then no message is given up on the
-    /// server's word alone.
-    pub archived: bool,
-    /// The run of the server that was heard last.
-    run: u32,
-    /// When it will have named every archive.
-    complete_at: Nanos,
-}
-
-/// A server names the archives that it has heard, and each is heard at least this often.
-pub const NAMED: Nanos = 5 * SECONDS;
-
-impl Parties {
-    /// Nobody known yet; `archived` as in [`Parties::archived`].
-    #[must_use]
-    pub fn new(archived: bool) -> Parties {
-        Parties {
-            archives: [None; MAX_ARCHIVES],
-            server: None,
-            former: [None; FORMER],
-            named: false,
-            group: None,
-            archived,
-            run: 0,
-            complete_at: 0,
-        }
-    }
-
-    /// The same, asked by multicast if a group is given.
-    #[must_use]
-    pub fn by_multicast(self, group: Option<SocketAddrV4>) -> Parties {
-        Parties { group, ..self }
-    }
-
-    /// A heartbeat has come from this run of the server, and says whether it is another than before. One
-    /// that has just started does not know all archives yet.
-    #[must_use]
-    pub fn heard(&mut self, run: u32, now: Nanos) -> bool {
-        let changed = self.run != run;
-        if changed {
-            self.run = run;
-            self.complete_at = now + NAMED;
-        }
-        changed
-    }
-
-    /// Takes the archives that a heartbeat names, and says whether they are others than before.
-    /// Archives that stay keep their place.
-    pub fn set_archives(&mut self, named: impl Iterator<Item = SocketAddrV4> + Clone) -> bool {
-        let mut changed = false;
-        self.named = true;
-        for at in 0..self.archives.len() {
-            if let Some(gone) = self.archives[at].filter(|a| named.clone().all(|n| n != *a)) {
-                self.archives[at] = None;
-                self.remember(gone);
-                changed = true;
-            }
-        }
-        for addr in named {
-            if !self.archives.contains(&Some(addr))
-                && let Some(free) = self.archives.iter_mut().find(|p| p.is_none())
-            {
-                *free = Some(addr);
-                changed = true;
-            }
-        }
-        changed
-    }
-
-    /// The server's address, once known.
-    #[must_use]
-    pub fn server(&self) -> Option<SocketAddrV4> {
-        self.server
-    }
-
-    /// Takes the server's address, and says whether it is another than before.
-    pub fn set_server(&mut self, server: SocketAddrV4) -> bool {
-        let changed = self.server != Some(server);
-        if changed && let Some(gone) = self.server.replace(server) {
-            self.remember(gone);
-        }
-        changed
-    }
-
-    fn remember(&mut self, gone: SocketAddrV4) {
-        let known = self.former.iter().position(|f| *f == Some(gone));
-        self.former[..=known.unwrap_or(FORMER - 1)].rotate_right(1);
-        self.former[0] = Some(gone);
-    }
-
-    /// Whether an answer from this address counts: it is that of the server or an archive, now or
-    /// lately. Before a heartbeat has named them anyone may answer what was asked by multicast.
-    #[must_use]
-    pub fn may_answer(&self, from: SocketAddrV4) -> bool {
-        let from = Some(from);
-        self.server == from
-            || self.archives.contains(&from)
-            || self.former.contains(&from)
-            || self.group.is_some() && !self.named
-    }
-
-    /// The `n`-th known archive, counted round and round.
-    fn archive(&self, n: u32) -> Option<(usize, SocketAddrV4)> {
-        let known = self.archives.iter().flatten().count() as u32;
-        let n = n.checked_rem(known)? as usize;
-        self.places().nth(n)
-    }
-
-    fn places(&self) -> impl Iterator<Item = (usize, SocketAddrV4)> + '_ {
-        self.archives.iter().enumerate().filter_map(|(i, a)| Some((i, (*a)?)))
-    }
-
-    fn place_of(&self, addr: SocketAddrV4) -> Option<usize> {
-        self.places().find(|(_, a)| *a == addr).map(|(i, _)| i)
-    }
-
-    /// Whom to ask on a gap's next try, and whether that is the server. Archives have even turns,
-    /// the server odd ones; who is not known is passed over, and so is a server that has `let_go`
-    /// of it if there is an archive.
-    fn turn(&self, tries: &mut u32, let_go: bool) -> Option<(SocketAddrV4, bool)> {
-        let has_archive = match self.group {
-            Some(_) => self.archived,
-            None => self.archive(0).is_some(),
-        };
-        if let_go && has_archive && !tries.is_multiple_of(2) {
-            *tries += 1;
-        }
-        if let Some(group) = self.group {
-            if !has_archive && tries.is_multiple_of(2) {
-                *tries += 1;
-            }
-            return Some((group, !tries.is_multiple_of(2)));
-        }
-        let archive = self.archive(*tries / 2);
-        if tries.is_multiple_of(2) && archive.is_none() || !tries.is_multiple_of(2) && self.server.is_none() {
-            *tries += 1;
-        }
-        if tries.is_multiple_of(2) {
-            self.archive(*tries / 2).map(|(_, addr)| (addr, false))
-        } else {
-            self.server.map(|addr| (addr, true))
-        }
-    }
-
-    fn nobody(&self) -> bool {
-        self.group.is_none() && self.server.is_none() && self.places().next().is_none()
-    }
-
-    /// Whether everyone who could have a number has refused it for good.
-    fn all_refuse(&self, refused_by: u16, now: Nanos) -> bool {
-        if planted!(TrustOneRefusal) && refused_by != 0 {
-            return true;
-        }
-        if self.archived && now < self.complete_at {
-            return false;
-        }
-        let all: u16 = self.places().map(|(i, _)| 1 << i).sum();
-        let archives_done = if all == 0 {
-            !self.archived
-        } else {
-            refused_by & all == all
-        };
-        archives_done && self.server.is_some() && refused_by & REFUSED_BY_SERVER != 0
-    }
-}
-
 const ALL: SeqRange = SeqRange {
     first: Seq::FIRST,
     last: Seq::LAST,
 };
-
-const REFUSED_BY_SERVER: u16 = 1 << MAX_ARCHIVES;
-
-/// Who refuses, and what he was asked.
-#[derive(Clone, Copy, Debug)]
-pub struct Refuser {
-    from: SocketAddrV4,
-    is_server: bool,
-    /// See [`Header::question`].
-    question: u64,
-}
-
-impl Refuser {
-    /// The sender of an UNAVAILABLE or END.
-    #[must_use]
-    pub fn new(from: SocketAddrV4, header: &Header) -> Refuser {
-        Refuser {
-            from,
-            is_server: header.has(flags::FROM_SERVER),
-            question: header.question(),
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Gap {
@@ -548,6 +288,17 @@ impl Gaps {
         }
     }
 
+    /// As [`Gaps::miss`], for what was asked for in vain: not before the longest pause is over.
+    pub fn miss_later(&mut self, range: SeqRange, now: Nanos) {
+        self.miss(range, now + self.config.max_timeout);
+    }
+
+    /// What is missing from `seq` on has its whole time to be given up from now on.
+    pub fn renew_from(&mut self, seq: Seq, now: Nanos) {
+        let first = self.list.partition_point(|g| g.range.last < seq);
+        self.list[first..].iter_mut().for_each(|g| g.born = now);
+    }
+
     /// The list is full: the gap before `at` grows over `hole` and what lies between.
     fn stretch(&mut self, at: usize, hole: SeqRange, due: Nanos) {
         let place = at.saturating_sub(1);
@@ -718,7 +469,8 @@ impl Gaps {
             let Some(alone) = self.isolate(at, part) else { return };
             let gap = &mut self.list[alone];
             at = alone + 1;
-            if counts && by.is_server && !gap.is_let_go() {
+            let news = counts && bit & !gap.refused_by != 0;
+            if news && by.is_server {
                 // A server lets go of what archives have stored: one that did not know it when it
                 // was asked may have it by now. Their word counts if they are asked from here on.
                 gap.refused_by = REFUSED_BY_SERVER;
@@ -727,17 +479,29 @@ impl Gaps {
             } else if counts {
                 gap.refused_by |= bit;
             }
-            if !ends_wait {
+            let settled = parties.all_refuse(gap.refused_by, now);
+            if !ends_wait && !settled {
                 continue;
             }
             gap.open = false;
-            // Whose refusal leaves nobody else to be asked at once.
-            let pause = if by.is_server || gap.is_let_go() {
-                pause(timeout, gap.tries, self.config.max_timeout)
+            gap.due = if settled {
+                // Nothing is left to wait for.
+                now
             } else {
-                0
+                let at_once = match (by.is_server, gap.is_let_go()) {
+                    // The server is next.
+                    (false, false) => true,
+                    // Archives, which count anew.
+                    (true, _) => news && parties.has_archive(),
+                    // Another archive. Of those asked by multicast the answers are on their way.
+                    (false, true) => news && parties.group.is_none() && parties.has_others(gap.refused_by),
+                };
+                let pause = match at_once {
+                    true => 0,
+                    false => pause(timeout, gap.tries, self.config.max_timeout),
+                };
+                now + pause.max(Nanos::from(retry_ms) * MILLIS)
             };
-            gap.due = now + pause.max(Nanos::from(retry_ms) * MILLIS);
             self.next_due = self.next_due.min(gap.due);
         }
     }

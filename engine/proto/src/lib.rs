@@ -33,6 +33,7 @@ pub mod limit;
 pub mod lines;
 #[cfg(feature = "mutations")]
 pub mod mutations;
+pub mod parties;
 pub mod ranges;
 pub mod responder;
 pub mod rng;

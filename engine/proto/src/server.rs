@@ -5,10 +5,10 @@ use core::net::SocketAddrV4;
 
 use zerocopy::byteorder::little_endian::U32;
 
-use crate::gaps::MAX_ARCHIVES;
 use crate::io::{End, Outbox, Record, Refused, ServerStore};
 use crate::limit::Bucket;
 use crate::lines::Line;
+use crate::parties::MAX_ARCHIVES;
 use crate::ranges::RangeSet;
 use crate::responder::{RepairConfig, Responder, ResponderStats};
 use crate::seq::{Seq, SeqRange, Session, Stream};

@@ -76,6 +76,11 @@ impl Resumed {
     }
 
     fn after(last: Seq) -> Resumed {
+        Resumed::hearing(NEW, last)
+    }
+
+    /// One that hears the server of this session.
+    fn hearing(session: Session, last: Seq) -> Resumed {
         let config = ClientConfig {
             start: Start::After(OLD, last),
             ..ClientConfig::new(STREAM, 9)
@@ -86,10 +91,10 @@ impl Resumed {
             questions: Questions::default(),
             now: Now::default(),
         };
-        resumed.heartbeat();
+        resumed.heartbeat(session);
         // The server has named all archives by then.
         resumed.now.mono = 6 * SECONDS;
-        resumed.heartbeat();
+        resumed.heartbeat(session);
         resumed
     }
 
@@ -100,7 +105,7 @@ impl Resumed {
         self.client.on_frame(self.now, from, frame, &mut self.events);
     }
 
-    fn heartbeat(&mut self) {
+    fn heartbeat(&mut self, session: Session) {
         let body = HeartbeatBody {
             previous_session: 15.into(),
             previous_last: 0.into(),
@@ -111,7 +116,8 @@ impl Resumed {
             Endpoint::new(SERVER, Role::Server),
             Endpoint::new(ARCHIVE, Role::Archive),
         ];
-        let stamp = stamp(NEW, 1, flags::ARCHIVED);
+        let next = if session == OLD { 5 } else { 1 };
+        let stamp = stamp(session, next, flags::ARCHIVED);
         self.take(SERVER, |buf| stamp.heartbeat(buf, &body, &endpoints));
     }
 
@@ -240,4 +246,46 @@ fn a_tail_is_not_unknown_while_somebody_may_have_its_start() {
         from: Seq(5),
     };
     assert_eq!(resumed.events.0[0], unknown, "{:?}", resumed.events.0);
+}
+
+#[test]
+fn what_nobody_could_know_before_a_session_ended_counts_from_its_end() {
+    let mut resumed = Resumed::hearing(OLD, Seq(4));
+    // Silence: what may follow is asked for, and is not there yet, for longer than anything is waited for.
+    for _ in 0..10 {
+        resumed.rounds(|r, from| r.refuse(from, range(5, 8200), Reason::NotYet, 0));
+        resumed.now.mono += 4 * SECONDS;
+    }
+    resumed.heartbeat(NEW);
+    let ended = resumed.now.mono;
+    while resumed.now.mono < ended + 29 * SECONDS {
+        resumed.heartbeat(NEW);
+        resumed.poll();
+        assert_eq!(resumed.events.0, []);
+        resumed.now.mono += 300 * MILLIS;
+    }
+    resumed.now.mono += 2 * SECONDS;
+    resumed.poll();
+    let unknown = Event::TailUnknown {
+        session: OLD,
+        from: Seq(5),
+    };
+    assert_eq!(resumed.events.0.first(), Some(&unknown));
+}
+
+#[test]
+fn what_may_follow_is_asked_for_in_vain_at_a_measured_pace() {
+    let mut resumed = Resumed::hearing(OLD, Seq(4));
+    // The server runs, in another session of which nothing arrives; nobody knows of a later one.
+    let (from, pause) = (resumed.now.mono, 500 * MILLIS);
+    while resumed.now.mono < from + 20 * pause {
+        for party in [ARCHIVE, SERVER] {
+            resumed.poll();
+            resumed.refuse(party, range(5, 8200), Reason::UnknownSession, 0);
+            resumed.now.mono += MILLIS;
+        }
+    }
+    let naks = resumed.client.stats().naks;
+    assert!((20..=100).contains(&naks), "{naks} questions in 20 pauses");
+    assert_eq!(resumed.events.0, []);
 }

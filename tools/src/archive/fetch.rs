@@ -10,9 +10,10 @@ use anyhow::{Context, Result, ensure};
 use seqcast_archive::{Archive, SessionLog, SessionMeta};
 use seqcast_engine::link::Link;
 use seqcast_engine::stream_id;
-use seqcast_proto::gaps::{GapConfig, Gaps, Parties, Refuser};
+use seqcast_proto::gaps::{GapConfig, Gaps};
 use seqcast_proto::io::End;
 use seqcast_proto::limit::Bucket;
+use seqcast_proto::parties::{Parties, Refuser};
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::time::{MILLIS, Nanos, Now, SECONDS};
 use seqcast_proto::wire::{Block, Body, Frame, Reason, Refusals};
@@ -187,7 +188,7 @@ fn fetch_session<L: Link>(
         to.create_session(session, meta)?;
     }
     let mut parties = Parties::new(true);
-    parties.set_archives([archive].into_iter());
+    parties.set_archives([archive].into_iter(), 0);
     let config = GapConfig {
         backoff_percent: 0,
         give_up: Nanos::MAX,

@@ -23,7 +23,7 @@ use super::oracle::{Failure, Oracle, Promises, Truth, Verdict, View};
 use super::plan::{Host, Plan};
 use super::trace::Trace;
 use frames::Frames;
-use network::Flying;
+use network::{Flying, Passages};
 use parts::{App, ArchiveHost, ClientHost, File, Sent, ServerHost};
 
 const STREAM: Stream = Stream(7);
@@ -122,6 +122,7 @@ pub(super) struct World<'a> {
     seals: [Option<Seal>; Host::MOST],
     /// Frames still to be lost in the burst on the way to a host, and when it ends all the same.
     bursts: [(u64, Nanos); Host::MOST],
+    passages: Passages,
     /// Whether anybody has lost power.
     power_lost: bool,
     /// Room for what is sent in one turn.
@@ -198,6 +199,7 @@ impl<'a> World<'a> {
             lines_down: [0; 2],
             seals: Default::default(),
             bursts: [(0, 0); Host::MOST],
+            passages: Passages::default(),
             power_lost: false,
             outbox: Vec::new(),
             torn: BTreeSet::new(),

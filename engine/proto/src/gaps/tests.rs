@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::vec;
 
+use crate::parties::{AWAITED, NAMED};
 use crate::wire::{Body, Frame};
 
 const ARCHIVE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 2);
@@ -44,7 +45,7 @@ fn range(first: u32, count: u32) -> SeqRange {
 fn both() -> Parties {
     let mut parties = Parties::new(true);
     parties.set_server(SERVER);
-    parties.set_archives([ARCHIVE].into_iter());
+    parties.set_archives([ARCHIVE].into_iter(), 0);
     parties
 }
 
@@ -95,24 +96,6 @@ fn a_question_is_as_long_as_the_answer_asked_for() {
 }
 
 #[test]
-fn who_was_asked_may_answer_and_nobody_else() {
-    let other = |n: u16| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), n);
-    let mut parties = Parties::new(true).by_multicast(Some(other(1)));
-    assert!(parties.may_answer(other(7)), "everyone was asked");
-    parties.set_server(SERVER);
-    parties.set_archives([ARCHIVE].into_iter());
-    assert!(parties.may_answer(SERVER) && parties.may_answer(ARCHIVE) && !parties.may_answer(other(7)));
-    // What is on its way from those that have gone still counts, without end it does not.
-    parties.set_archives([].into_iter());
-    assert!(parties.set_server(other(2)) && !parties.set_server(other(2)));
-    assert!(parties.may_answer(SERVER) && parties.may_answer(ARCHIVE));
-    for n in 3..3 + FORMER as u16 {
-        parties.set_server(other(n));
-    }
-    assert!(!parties.may_answer(SERVER) && parties.may_answer(other(2)));
-}
-
-#[test]
 fn asks_the_archive_then_the_server_then_pauses() {
     let mut gaps = Gaps::new(GapConfig::default(), 1);
     let parties = both();
@@ -151,11 +134,11 @@ fn a_server_that_has_let_go_is_not_asked_again() {
     gaps.set_window(10);
     assert_eq!(ask(&mut gaps, asked, &parties)[0].0, SERVER);
     refuse(&mut gaps, range(1, 300), SERVER, (Reason::TooOld, 0), &parties, asked);
-    // From then on the archive alone is asked, for what it has not refused and, after a pause, for what it has.
+    // From then on the archive alone is asked: at once, and after a pause for what it has not got yet.
     gaps.set_window(20);
-    for _ in 0..4 {
+    for round in 0..4 {
         let due = gaps.next_due();
-        assert!(due > asked, "nobody else is left to be asked at once");
+        assert_eq!(due > asked, round > 0, "round {round}");
         let naks = ask(&mut gaps, due, &parties);
         assert!(!naks.is_empty() && naks.iter().all(|nak| nak.0 == ARCHIVE), "{naks:?}");
         refuse(&mut gaps, naks[0].2[0], ARCHIVE, (Reason::NotYet, 0), &parties, due);
@@ -168,6 +151,105 @@ fn a_server_that_has_let_go_is_not_asked_again() {
         ask(&mut gaps, due, &parties)
     });
     assert!(asked.map(|a| a.0).any(|to| to == SERVER));
+}
+
+#[test]
+fn what_everyone_refuses_is_given_up_without_a_pause() {
+    let other = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 2);
+    let gone = (Reason::TooOld, 0);
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let mut parties = both();
+    parties.set_archives([ARCHIVE, other].into_iter(), 0);
+    gaps.miss(range(1, 1), 0);
+    // The archives count from when the server has let go of it: one of them was asked before.
+    for party in [ARCHIVE, SERVER, other, ARCHIVE] {
+        assert_eq!(gaps.take_given_up(5, &parties), None);
+        assert!(gaps.is_due(5, Seq::LAST), "{party} is asked at once");
+        assert_eq!(ask(&mut gaps, 5, &parties)[0].0, party);
+        refuse(&mut gaps, range(1, 1), party, gone, &parties, 5);
+    }
+    assert!(gaps.is_due(5, Seq::LAST));
+    assert_eq!(gaps.take_given_up(5, &parties), Some((range(1, 1), Loss::Refused)));
+}
+
+#[test]
+fn an_archive_that_refuses_twice_is_not_asked_at_once() {
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let mut parties = both();
+    // A server that has just started may not have named all archives.
+    assert!(parties.heard(1, 0));
+    gaps.miss(range(1, 1), 0);
+    for party in [ARCHIVE, SERVER, ARCHIVE] {
+        assert_eq!(ask(&mut gaps, 5, &parties)[0].0, party);
+        refuse(&mut gaps, range(1, 1), party, (Reason::TooOld, 0), &parties, 5);
+    }
+    let mut last = 5;
+    while last < NAMED {
+        assert_eq!(gaps.take_given_up(last, &parties), None);
+        let due = gaps.next_due();
+        assert!(due >= last + GapConfig::default().initial_timeout);
+        last = due;
+        assert_eq!(ask(&mut gaps, due, &parties)[0].0, ARCHIVE);
+        refuse(&mut gaps, range(1, 1), ARCHIVE, (Reason::TooOld, 0), &parties, due);
+    }
+    assert_eq!(gaps.take_given_up(last, &parties), Some((range(1, 1), Loss::Refused)));
+}
+
+#[test]
+fn an_archive_that_is_named_no_more_is_waited_for() {
+    let other = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 2);
+    let gone = (Reason::TooOld, 0);
+    let mut gaps = Gaps::new(GapConfig::default(), 1);
+    let mut parties = both();
+    parties.set_archives([ARCHIVE, other].into_iter(), 0);
+    parties.set_archives([ARCHIVE].into_iter(), 1);
+    gaps.miss(range(1, 1), 1);
+    let mut now = 1;
+    for party in [ARCHIVE, SERVER, ARCHIVE] {
+        assert_eq!(ask(&mut gaps, now, &parties)[0].0, party);
+        refuse(&mut gaps, range(1, 1), party, gone, &parties, now);
+    }
+    while now < AWAITED {
+        assert_eq!(gaps.take_given_up(now, &parties), None, "it may be starting again");
+        now = gaps.next_due();
+        assert_eq!(ask(&mut gaps, now, &parties)[0].0, ARCHIVE);
+        refuse(&mut gaps, range(1, 1), ARCHIVE, gone, &parties, now);
+    }
+    assert_eq!(gaps.take_given_up(now, &parties), Some((range(1, 1), Loss::Refused)));
+    // When it is back it is asked, and waited for no longer.
+    gaps.miss(range(2, 1), now);
+    parties.set_archives([ARCHIVE].into_iter(), now);
+    parties.set_archives([ARCHIVE, other].into_iter(), now + 1);
+    let back = now;
+    while gaps.take_given_up(now, &parties).is_none() {
+        now = gaps.next_due().max(now);
+        let (party, ..) = ask(&mut gaps, now, &parties)[0];
+        refuse(&mut gaps, range(2, 1), party, gone, &parties, now);
+        assert!(now < back + AWAITED);
+    }
+}
+
+#[test]
+fn an_archive_that_is_back_under_another_port_is_not_waited_for() {
+    let again = SocketAddrV4::new(*ARCHIVE.ip(), 77);
+    let elsewhere = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 2);
+    let client = || both();
+    let archive = || client().of_archive([Some(again), None]);
+    for (mut parties, named, is_back) in [
+        (client(), again, true),
+        (client(), elsewhere, false),
+        (archive(), elsewhere, true),
+    ] {
+        let mut gaps = Gaps::new(GapConfig::default(), 1);
+        parties.set_archives([ARCHIVE, named].into_iter(), 0);
+        parties.set_archives([named].into_iter(), 1);
+        gaps.miss(range(1, 1), 1);
+        for party in [named, SERVER, named] {
+            assert_eq!(ask(&mut gaps, 1, &parties)[0].0, party);
+            refuse(&mut gaps, range(1, 1), party, (Reason::TooOld, 0), &parties, 1);
+        }
+        assert_eq!(gaps.take_given_up(1, &parties).is_some(), is_back, "{named}");
+    }
 }
 
 #[test]
@@ -257,7 +339,7 @@ fn all_archives_answer_a_question_to_everyone() {
     let mut gaps = Gaps::new(GapConfig::default(), 1);
     let mut parties = Parties::new(true).by_multicast(Some(group));
     parties.set_server(SERVER);
-    parties.set_archives([ARCHIVE, other].into_iter());
+    parties.set_archives([ARCHIVE, other].into_iter(), 0);
     gaps.miss(range(1, 1), 0);
     let mut now = 0;
     for round in 0..2 {
@@ -317,9 +399,8 @@ fn a_refusal_counts_for_what_was_known_then_and_no_more() {
             ..GapConfig::default()
         };
         let mut gaps = Gaps::new(config, 1);
-        let mut parties = both();
-        parties.set_archives([].into_iter());
-        parties.archived = false;
+        let mut parties = Parties::new(false);
+        parties.set_server(SERVER);
         gaps.miss(range(1, 10), 0);
         ask(&mut gaps, 0, &parties);
         refuse(&mut gaps, range(1, 10), SERVER, (Reason::TooOld, 0), &parties, 1);

@@ -2,10 +2,11 @@
 
 use seqcast_proto::archiver::Archiver;
 use seqcast_proto::client::Client;
-use seqcast_proto::io::{Event, Lookup, Store};
+use seqcast_proto::io::{Event, Lookup, Loss, Store};
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::wire::{Body, Frame, Message, Reason, flags};
 
+use super::network::can_talk;
 use super::parts::{App, ArchiveHost, Carries, Got, Sent, ServerHost, unsealed};
 use super::{Counts, World};
 use crate::sim::disk::{Deed, Stop};
@@ -45,11 +46,18 @@ impl World<'_> {
 
     /// Who holds a message, up or down.
     pub(super) fn holder(server: &ServerHost, archives: &[ArchiveHost], session: Session, seq: Seq) -> Option<Host> {
-        if server.disk.holds(session, seq) {
-            return Some(Host::Server);
-        }
-        let at = archives.iter().position(|a| a.disk.holds(session, seq))?;
-        Some(Host::Archive(at as u16))
+        World::holders(server, archives, session, seq).next()
+    }
+
+    fn holders(
+        server: &ServerHost,
+        archives: &[ArchiveHost],
+        session: Session,
+        seq: Seq,
+    ) -> impl Iterator<Item = Host> {
+        let server = server.disk.holds(session, seq).then_some(Host::Server);
+        let archives = (0..).zip(archives).filter(move |(_, a)| a.disk.holds(session, seq));
+        server.into_iter().chain(archives.map(|(n, _)| Host::Archive(n)))
     }
 
     /// Checks what an application was given.
@@ -59,12 +67,18 @@ impl World<'_> {
             archives,
             clients,
             truth,
+            passages,
+            now,
             ..
         } = self;
         let client = &mut clients[n];
         let lent = client.frames.lent();
         let held = client.machine.as_ref().map_or(0, Client::held);
         let holder = |session, seq| World::holder(server, archives, session, seq);
+        // Who cannot be asked, for as long as a client is patient, may hold what it says went unanswered.
+        let host = Host::Client(n as u16);
+        let answers =
+            |session, seq| World::holders(server, archives, session, seq).find(|h| can_talk(passages, *now, host, *h));
         let mut verdict = Ok(());
         let mut notes = Vec::new();
         let App { got, payloads, .. } = &mut client.app;
@@ -84,7 +98,10 @@ impl World<'_> {
                     }
                     match event {
                         Event::Joined { session, next } => view.on_joined(session, next, client.plan.whole_session),
-                        Event::Lost { session, range, .. } => view.on_lost(truth, session, range, &holder),
+                        Event::Lost { session, range, why } => match why {
+                            Loss::Refused => view.on_lost(truth, session, range, &holder),
+                            Loss::Unanswered => view.on_lost(truth, session, range, &answers),
+                        },
                         Event::TailUnknown { session, from } => view.on_tail_unknown(truth, session, from, &holder),
                         Event::SessionStarted { session } => view.on_session(truth, session, &holder),
                         _ => Ok(()),

@@ -25,6 +25,48 @@ pub(super) struct Flying {
     pub(super) carries: Option<Carries>,
 }
 
+/// How much of what one part sends another comes through, lately.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Passage {
+    since: Nanos,
+    /// Frames sent, and those that came through: since then, and in the time before.
+    now: [u32; 2],
+    before: [u32; 2],
+}
+
+/// Two of these are the time after which a client gives up.
+const LATELY: Nanos = 15 * SECONDS;
+
+impl Passage {
+    fn note(&mut self, now: Nanos, through: bool) {
+        let age = now - self.since;
+        if age >= LATELY {
+            self.before = if age < 2 * LATELY { self.now } else { [0; 2] };
+            self.now = [0; 2];
+            self.since = now;
+        }
+        self.now[0] += 1;
+        self.now[1] += u32::from(through);
+    }
+
+    /// The share that came through: all, if nothing was sent.
+    fn share(&self, now: Nanos) -> f64 {
+        match [0, 1].map(|i| f64::from(self.now[i] + self.before[i])) {
+            [sent, through] if sent > 0.0 && now - self.since < 2 * LATELY => through / sent,
+            _ => 1.0,
+        }
+    }
+}
+
+/// Whether one time in three at least a question gets from one to the other, and the answer back.
+pub(super) fn can_talk(passages: &Passages, now: Nanos, one: Host, other: Host) -> bool {
+    let [there, back] = [(one, other), (other, one)].map(|(a, b)| passages[a.index()][b.index()].share(now));
+    there * back >= 1.0 / 3.0
+}
+
+/// From one part to another.
+pub(super) type Passages = [[Passage; Host::MOST]; Host::MOST];
+
 impl World<'_> {
     /// Checks what was sent and gives it to the network.
     pub(super) fn dispatch(&mut self, mut sent: Vec<Sent>) {
@@ -86,6 +128,7 @@ impl World<'_> {
             let garbage = self.garbage(&frame.bytes);
             self.fly(frame, to, line, garbage, None);
         }
+        self.passages[frame.from.index()][to.index()].note(self.now, !lost);
         if lost {
             self.counts.faults += 1;
             self.miss(frame.carries);
