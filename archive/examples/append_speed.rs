@@ -5,7 +5,8 @@
 //! cargo run --release -p seqcast-archive --example append_speed -- DIR [MILLISECONDS [ROUNDS [BYTES]]]
 //! ```
 //! `fresh` files are made while appending; `recycled` is a log bounded to 256 MiB by releasing, as
-//! any bounded log is in the long run. Runs take turns, so that a noisy machine hits all alike; the
+//! any bounded log is in the long run; `reserved` is a new log with a reserve of 2 GiB, and ends
+//! before that is used up. Runs take turns, so that a noisy machine hits all alike; the
 //! table has medians. BYTES: only records of so many. The appender is pinned to the first core, the background threads to the second.
 
 use std::fs::{self, File};
@@ -40,24 +41,27 @@ fn main() -> Result<()> {
     let dir = Path::new(&dir).join(format!("append-speed-{}", std::process::id()));
     fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
     let mut window = window(&dir)?;
-    println!("| record | copy and checksum, M/s | recycled, M/s | of the limit | fresh, M/s | of the limit |");
-    println!("|---|---|---|---|---|---|");
+    println!(
+        "| record | copy and checksum, M/s | recycled, M/s | of the limit | reserved, M/s | of the limit | fresh, M/s | of the limit |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     for size in SIZES.into_iter().filter(|&size| only.is_none_or(|only| size == only)) {
-        let mut rates = [const { Vec::new() }; 3];
+        let mut rates = [const { Vec::new() }; 4];
         for _ in 0..rounds {
             core_affinity::set_for_current(ours);
             rates[0].push(limit(&mut window, size, time));
-            for (at, keep) in [(1, Some(WINDOW)), (2, None)] {
-                rates[at].push(append(&dir.join("log"), size, time, keep, [ours, helpers])?);
+            for (at, files) in [(1, Made::Recycled), (2, Made::Reserved), (3, Made::Fresh)] {
+                rates[at].push(append(&dir.join("log"), size, time, files, [ours, helpers])?);
             }
         }
-        let [limit, recycled, fresh] = rates.map(|mut rates| {
+        let [limit, recycled, reserved, fresh] = rates.map(|mut rates| {
             rates.sort_by(f64::total_cmp);
             rates[rates.len() / 2] / 1e6
         });
         println!(
-            "| {size} B | {limit:.1} | {recycled:.1} | {:.2} | {fresh:.1} | {:.2} |",
+            "| {size} B | {limit:.1} | {recycled:.1} | {:.2} | {reserved:.1} | {:.2} | {fresh:.1} | {:.2} |",
             recycled / limit,
+            reserved / limit,
             fresh / limit
         );
     }
@@ -101,11 +105,26 @@ fn limit(window: &mut [u8], size: usize, time: Duration) -> f64 {
     }
 }
 
+/// Where the log's files come from.
+#[derive(Clone, Copy, PartialEq)]
+enum Made {
+    Recycled,
+    Reserved,
+    Fresh,
+}
+
 /// Records a second appended to a new log.
-fn append(dir: &Path, size: usize, time: Duration, keep: Option<usize>, cores: [CoreId; 2]) -> Result<f64> {
+fn append(dir: &Path, size: usize, time: Duration, files: Made, cores: [CoreId; 2]) -> Result<f64> {
     // The background threads inherit the affinity of the thread that opens.
     core_affinity::set_for_current(cores[1]);
-    let mut archive = Archive::open(dir, Stream(1), Options::default())?;
+    let options = Options {
+        reserve: if files == Made::Reserved { MOST as u64 } else { 0 },
+        ..Options::default()
+    };
+    let mut archive = Archive::open(dir, Stream(1), options)?;
+    while archive.reserve().ready < archive.reserve().size {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     core_affinity::set_for_current(cores[0]);
     let meta = SessionMeta {
         previous: Session::NONE,
@@ -115,8 +134,12 @@ fn append(dir: &Path, size: usize, time: Duration, keep: Option<usize>, cores: [
     let log = archive.create_session(Session(1), meta)?;
     let block = vec![0x5a; size];
     let step = HEADER + size;
-    let keep = keep.map(|bytes| (bytes / step) as u32);
-    let most = if keep.is_some() { u32::MAX } else { (MOST / step) as u32 };
+    let keep = (files == Made::Recycled).then_some((WINDOW / step) as u32);
+    let most = match files {
+        Made::Recycled => u32::MAX,
+        Made::Reserved => (MOST / 16 * 15 / step) as u32,
+        Made::Fresh => (MOST / step) as u32,
+    };
     let mut number = 0;
     // A bounded log is measured once its files go round.
     let warm = keep.unwrap_or(0) / 2 * 3;

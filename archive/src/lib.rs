@@ -92,6 +92,10 @@ pub struct Options {
     /// The most bytes that one session's files may take, index and a segment made ahead included;
     /// at least two segments and 2 MiB. `None`: as much as the disk has.
     pub max_bytes: Option<u64>,
+    /// Bytes of segments, rounded up to whole ones, whose place on the disk is taken before they are needed, for all sessions: by
+    /// the helper thread once the archive is open, again when some were used, and from what is released. They are
+    /// no part of `max_bytes`. The next opening makes them anew. 0: none but the one that each session has made ahead.
+    pub reserve: u64,
     /// Whether a helper thread makes files, touches pages and syncs, so that appending does
     /// neither. It inherits the affinity of the thread that opens the archive: open it before
     /// pinning that thread. Without it, appending does that work itself, deterministically.
@@ -104,6 +108,7 @@ impl Default for Options {
             segment_bytes: 16 << 20,
             sync: SyncPolicy::None,
             max_bytes: None,
+            reserve: 0,
             helper: true,
         }
     }
@@ -134,11 +139,25 @@ impl Options {
         if self.sync.interval().is_some() && !self.helper {
             return wrong("syncing by time needs the helper thread: set helper, or sync by bytes".into());
         }
+        if self.reserve > 0 && !self.helper {
+            return wrong("a reserve is made by the helper thread: set helper, or no reserve".into());
+        }
         if self.sync.bytes() == Some(0) {
             return wrong("sync bytes: use at least 1".into());
         }
         Ok(())
     }
+}
+
+/// Segments kept ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reserve {
+    /// Bytes that are ready.
+    pub ready: u64,
+    /// Bytes that are to be.
+    pub size: u64,
+    /// The disk has no room for the rest; it is asked again every second.
+    pub refused: bool,
 }
 
 /// What all sessions of an archive share.
@@ -202,7 +221,7 @@ impl Archive {
             None
         };
         let mut shared = Shared {
-            pool: Arc::new(Pool::new(Arc::clone(&storage))),
+            pool: Arc::new(Pool::new(Arc::clone(&storage), &options)),
             storage,
             stream,
             options,
@@ -210,6 +229,10 @@ impl Archive {
         };
         let mut notes = Vec::new();
         let (identity, sessions) = recovery::open(&mut shared, &mut notes)?;
+        // What an earlier run left of its own was removed.
+        if let Some(helper) = shared.helper.as_ref().filter(|_| options.reserve > 0) {
+            helper.stock(&shared.pool);
+        }
         Ok(Archive {
             sessions,
             shared,
@@ -228,6 +251,17 @@ impl Archive {
     #[must_use]
     pub fn stream(&self) -> Stream {
         self.shared.stream
+    }
+
+    /// How much of the [reserve](Options::reserve) is ready.
+    #[must_use]
+    pub fn reserve(&self) -> Reserve {
+        let (ready, size) = self.shared.pool.reserve();
+        Reserve {
+            ready,
+            size,
+            refused: self.shared.pool.is_refused(),
+        }
     }
 
     /// The size of a new segment.

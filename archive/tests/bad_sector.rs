@@ -27,6 +27,7 @@ fn options() -> Options {
         segment_bytes: 1 << 16,
         sync: SyncPolicy::None,
         max_bytes: None,
+        reserve: 0,
         helper: false,
     }
 }

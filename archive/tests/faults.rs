@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use seqcast_archive::storage::{Crash, Faulty};
+use seqcast_archive::storage::{Crash, Faulty, Storage};
 use seqcast_archive::{AppendError, Archive, Options, SessionMeta, SyncPolicy, What};
 use seqcast_proto::seq::{Seq, Session, Stream};
 
@@ -20,6 +20,7 @@ fn options(sync: SyncPolicy, helper: bool) -> Options {
         segment_bytes: 1 << 16,
         sync,
         max_bytes: None,
+        reserve: 0,
         helper,
     }
 }
@@ -121,4 +122,94 @@ fn after_a_failed_sync_nothing_more_is_taken_or_called_synced() {
         assert_eq!(log.synced().total(), 1);
         assert!(archive.close().is_err());
     }
+}
+
+#[test]
+fn a_reserve_holds_the_disk_for_its_archive() {
+    const RESERVE: u64 = 4 << 16;
+    for sync in [SyncPolicy::None, SyncPolicy::EveryBytes(10_000)] {
+        let fill_behind = |reserve| {
+            let disk = Arc::new(Faulty::new(1));
+            let with_reserve = Options {
+                reserve,
+                ..options(sync, true)
+            };
+            let mut archive = Archive::open_on(disk.clone(), STREAM, with_reserve).unwrap();
+            archive.create_session(SESSION, META).unwrap();
+            until_ready(&archive);
+            // Others take all that is left.
+            disk.set_capacity(0);
+            let next = fill(&mut archive, 1);
+            assert_eq!(archive.reserve().ready, 0);
+            // What was used is made again as soon as there is room.
+            if reserve > 0 {
+                while !archive.reserve().refused {
+                    std::thread::yield_now();
+                }
+                disk.set_capacity(u64::MAX);
+                until_ready(&archive);
+                assert!(!archive.reserve().refused);
+            }
+            next
+        };
+        let in_reserve = u64::from(fill_behind(RESERVE) - fill_behind(0)) * BLOCK.len() as u64;
+        assert!(
+            (RESERVE * 9 / 10..=RESERVE).contains(&in_reserve),
+            "{in_reserve} bytes more with {RESERVE} in reserve"
+        );
+    }
+}
+
+#[test]
+fn a_reserve_takes_what_is_released_and_is_made_anew_at_each_opening() {
+    let disk = Arc::new(Faulty::new(1));
+    let options = Options {
+        reserve: 8 << 16,
+        ..options(SyncPolicy::EveryBytes(10_000), true)
+    };
+    for round in 0..3 {
+        let mut archive = Archive::open_on(disk.clone(), STREAM, options).unwrap();
+        assert!(archive.recovery().is_empty(), "{:?}", archive.recovery());
+        until_ready(&archive);
+        let first = archive
+            .session(SESSION)
+            .and_then(|log| log.highest())
+            .map_or(1, |seq| seq.0 + 1);
+        if round == 0 {
+            archive.create_session(SESSION, META).unwrap();
+        }
+        for seq in first..first + 400 {
+            append(&mut archive, seq).unwrap();
+        }
+        archive.session_mut(SESSION).unwrap().release_below(Seq(first + 350));
+        until_ready(&archive);
+        for seq in first + 350..first + 400 {
+            assert_eq!(archive.session(SESSION).unwrap().read(Seq(seq)).unwrap().block, BLOCK);
+        }
+        archive.close().unwrap();
+        // The session, `archive`, at most eight in reserve and those that wait to be removed.
+        let spares = disk
+            .list("")
+            .unwrap()
+            .iter()
+            .filter(|f| f.name.starts_with("spare-"))
+            .count();
+        assert_eq!(spares, 8);
+    }
+}
+
+fn until_ready(archive: &Archive) {
+    while archive.reserve().ready < archive.reserve().size {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_reserve_needs_the_helper() {
+    let options = Options {
+        reserve: 1,
+        ..options(SyncPolicy::None, false)
+    };
+    let error = Archive::open_on(Arc::new(Faulty::new(1)), STREAM, options).unwrap_err();
+    assert!(error.to_string().contains("reserve"), "{error}");
 }

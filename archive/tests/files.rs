@@ -20,6 +20,7 @@ const SMALL: Options = Options {
     segment_bytes: 1 << 16,
     sync: SyncPolicy::None,
     max_bytes: None,
+    reserve: 0,
     helper: false,
 };
 
@@ -360,6 +361,7 @@ fn releasing_recycles_so_that_a_bounded_log_goes_on_for_ever() {
             let dir = tempfile::tempdir().unwrap();
             let options = Options {
                 max_bytes: Some((1 << 16) * 8 + (1 << 20) * 3),
+                reserve: 0,
                 helper,
                 ..SMALL
             };

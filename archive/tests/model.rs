@@ -107,6 +107,7 @@ fn run(ops: Vec<Op>, sync: SyncPolicy, seed: u64) {
         segment_bytes: 1 << 16,
         sync,
         max_bytes: None,
+        reserve: 0,
         helper: false,
     };
     let mut disk = Arc::new(Faulty::new(seed));

@@ -16,6 +16,7 @@ fn options() -> Options {
         segment_bytes: 1 << 16,
         sync: SyncPolicy::EveryBytes(4_000),
         max_bytes: None,
+        reserve: 0,
         helper: false,
     }
 }

@@ -718,6 +718,8 @@ pub struct Archive {
     /// Bytes of a segment file, a power of two.
     #[serde(default = "default_segment")]
     pub segment: Bytes,
+    /// Bytes of segments made before they are needed, and kept ready; by default none.
+    pub reserve: Option<Bytes>,
     /// Most bytes of segments and index kept over all sessions; by default all.
     pub keep_bytes: Option<Bytes>,
     /// Seconds after which a segment goes of which all was received before; by default never.
@@ -739,6 +741,9 @@ fn default_sync() -> u32 {
 fn default_segment() -> Bytes {
     Bytes(16 << 20)
 }
+
+/// Bytes of an archive's reserve at most.
+const MOST_RESERVE: u64 = 64 << 40;
 
 /// A number of bytes: an integer, or text such as `"256 MiB"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -935,6 +940,12 @@ impl Config {
                     archive.stream
                 ));
             }
+            if archive.reserve.is_some_and(|b| b.0 > MOST_RESERVE) {
+                return invalid(format!(
+                    "[[archive]] {}: `reserve` can be at most \"64 TiB\"",
+                    archive.stream
+                ));
+            }
             if archive.keep_age_s == Some(0) || archive.keep_sessions == Some(0) {
                 return invalid(format!(
                     "[[archive]] {}: `keep_age_s` and `keep_sessions` must be at least 1; leave them out to keep all",
@@ -1107,6 +1118,10 @@ source = { stdin = true }
         let kept = &config.archive[0];
         assert_eq!(kept.keep_bytes, Some(Bytes(1 << 30)));
         assert_eq!((kept.keep_age_s, kept.keep_sessions), (Some(86400), Some(5)));
+        assert_eq!(kept.reserve, None);
+        let config = Config::parse(&archive("reserve = \"4 GiB\""), Path::new("x.toml")).unwrap();
+        assert_eq!(config.archive[0].reserve, Some(Bytes(4 << 30)));
+        assert!(error(&archive("reserve = \"65 TiB\"")).contains("64 TiB"));
         assert!(error(&archive("keep_bytes = \"32 MiB\"")).contains("two segments"));
         assert!(error(&archive("keep_age_s = 0")).contains("leave them out"));
         assert!(error(&archive("keep_sessions = 0")).contains("leave them out"));

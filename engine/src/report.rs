@@ -421,6 +421,12 @@ counts! {
         failed: Counter,
         /// Times that a stored record was to be read and could not be.
         damaged: Counter,
+        /// Bytes of segments in reserve that are ready.
+        reserve_ready: Gauge,
+        /// Bytes that `reserve` asks for.
+        reserve_size: Gauge,
+        /// 1 while the disk has no room for the rest of it.
+        reserve_refused: Gauge,
         /// ACK frames sent.
         acks: Counter,
         /// NAK frames sent.

@@ -208,6 +208,34 @@ fn what_is_too_old_goes_while_the_engine_runs_and_the_rest_stays() {
 }
 
 #[test]
+fn a_reserve_is_made_reported_and_used() {
+    let world = World::new(&["server", "archive"], 20_000);
+    let dir = &world.path("archive.d");
+    let reserve = "segment = \"64 KiB\"\nreserve = \"1 MiB\"\n";
+    let archive = world.start("archive", false, &(world.archive() + reserve));
+    let spares = || {
+        let names = fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name());
+        names
+            .filter(|name| name.to_string_lossy().starts_with("spare-"))
+            .count()
+    };
+    until("it is made", || spares() == 16);
+    let mut server = world.start("server", false, &world.server(1_000_000, ""));
+    server.wait(LIMIT).unwrap();
+    until("all is recorded", || stored(dir) == Some(20_000));
+    until("it is made again", || spares() == 16);
+    terminate(archive);
+    let report = &world.report("archive")["archives"][0];
+    let reserve = ["reserve_ready", "reserve_size", "reserve_refused"].map(|name| report[name].as_u64());
+    assert_eq!(reserve, [Some(1 << 20), Some(1 << 20), Some(0)], "{report}");
+    assert!(told("archive verify", &[dir]).contains(": good; "));
+}
+
+#[test]
 fn nothing_is_acknowledged_before_it_is_on_disk_if_that_is_the_promise() {
     const MESSAGES: u64 = 20_000;
     let world = World::new(&["server", "archive"], MESSAGES);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use seqcast_proto::seq::Seq;
 
-use super::pool::Spare;
+use super::pool::{NEW, Spare};
 use super::{Background, lock};
 use crate::index::{self, CHUNK_BYTES};
 use crate::mapping::{Mapping, Pages};
@@ -113,7 +113,12 @@ impl Background {
         let path = self.path(&segment::file_name(number));
         let spare = self.pool.take(length as usize);
         let (spare, mut map, generation) = match spare {
-            Some(Spare { name, mapped }) => (Some(name), mapped.map, mapped.generation.wrapping_add(1)),
+            Some(Spare { name, mapped }) => {
+                if mapped.generation == NEW && !self.durable() {
+                    self.storage.make_pages(&name, length as usize)?;
+                }
+                (Some(name), mapped.map, mapped.generation.wrapping_add(1))
+            }
             None => (None, self.storage.create(&path, length as usize, !self.durable())?, 1),
         };
         let header = Header {

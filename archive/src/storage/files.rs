@@ -129,6 +129,13 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<Found>> {
         .collect()
 }
 
+/// A mapping gets its pages one by one, a write as large as it is itself.
+fn write_zeros(file: &File, len: usize) -> io::Result<()> {
+    (0..len)
+        .step_by(ZEROS.len())
+        .try_for_each(|at| file.write_all_at(&ZEROS[..ZEROS.len().min(len - at)], at as u64))
+}
+
 impl Storage for Files {
     fn list(&self, dir: &str) -> io::Result<Vec<Found>> {
         list(&self.path(dir))
@@ -163,12 +170,16 @@ impl Storage for Files {
     fn create(&self, path: &str, len: usize, large: bool) -> io::Result<Mapping> {
         self.build(path, |file| {
             mapping::reserve(file, len as u64)?;
-            // A mapping gets its pages one by one, a write as large as it is itself.
-            for at in (0..len).step_by(ZEROS.len()).filter(|_| large) {
-                file.write_all_at(&ZEROS[..ZEROS.len().min(len - at)], at as u64)?;
+            if large {
+                write_zeros(file, len)?;
             }
             Mapping::file(file, len)
         })
+    }
+
+    fn make_pages(&self, path: &str, len: usize) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.path(path))?;
+        write_zeros(&file, len)
     }
 
     fn map(&self, path: &str) -> io::Result<Mapping> {

@@ -72,6 +72,14 @@ pub trait Storage: Send + Sync + Debug {
     /// [`io::ErrorKind::StorageFull`] when the disk is full.
     fn create(&self, path: &str, len: usize, large: bool) -> io::Result<Mapping>;
 
+    /// Has the memory of a file that was made without `large`, and never written to, in large pieces all the same.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    fn make_pages(&self, _path: &str, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Maps a whole file, to read and write. The caller keeps one mapping of a file at a time.
     ///
     /// # Errors

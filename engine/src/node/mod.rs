@@ -533,7 +533,7 @@ impl<L: Link> Node<L> {
             .context("cannot join a group again")?;
         for record in &mut self.record {
             record.check_rivals(now.mono);
-            record.check_damage(now.mono);
+            record.check_disk(now.mono);
         }
         self.guards.speak(now.mono);
         for publish in &mut self.publish {

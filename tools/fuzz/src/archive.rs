@@ -15,6 +15,7 @@ const OPTIONS: Options = Options {
     segment_bytes: 1 << 16,
     sync: SyncPolicy::None,
     max_bytes: None,
+    reserve: 0,
     helper: false,
 };
 

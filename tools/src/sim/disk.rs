@@ -324,6 +324,7 @@ impl<L: Adaptor> Disk<L> {
             segment_bytes: 1 << 16,
             sync: SyncPolicy::None,
             max_bytes: None,
+            reserve: 0,
             // Everything in one thread, so that a seed determines it.
             helper: false,
         };

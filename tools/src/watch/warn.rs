@@ -94,6 +94,12 @@ fn archive(part: &PartSummary, all: &mut Vec<String>) {
     if part.rate("failed") > 0.0 {
         all.push(format!("{stream}: the archive's log FAILS; see its messages"));
     }
+    if part.total("reserve_refused") > 0 {
+        let [ready, size] = ["reserve_ready", "reserve_size"].map(|name| part.total(name) / 1_000_000);
+        all.push(format!(
+            "{stream}: the disk has NO ROOM FOR THE RESERVE: {ready} of {size} MB are ready"
+        ));
+    }
     let late = part.total("sync_late_ns");
     if late > LATE_SYNC_NS {
         all.push(format!(
@@ -228,6 +234,7 @@ mod tests {
             ("subscription", "overruns", "for want of room"),
             ("archive", "full", "DISK IS FULL"),
             ("archive", "failed", "log FAILS"),
+            ("archive", "reserve_refused", "NO ROOM FOR THE RESERVE"),
             ("archive", "missing", "misses 7 messages"),
             ("archive", "lost", "nobody had them"),
             ("publication", "held_back", "the source WAITS"),

@@ -39,6 +39,8 @@ pub(in crate::node) struct Record {
     waits: DiskWait,
     /// Records that could not be read.
     damage: Tally,
+    /// It was said that the disk has no room for the reserve.
+    lacks_reserve: bool,
     /// The archive's directory.
     dir: PathBuf,
 }
@@ -101,6 +103,7 @@ impl Record {
         let stream = stream_id(config.stream, config.id);
         let options = Options {
             segment_bytes: config.segment.0,
+            reserve: config.reserve.map_or(0, |bytes| bytes.0),
             sync: match config.sync_ms {
                 0 => SyncPolicy::None,
                 ms => SyncPolicy::EveryMs(ms),
@@ -134,6 +137,7 @@ impl Record {
             waits: DiskWait::new(Nanos::from(config.sync_ms) * MILLIS),
             damage: Tally::default(),
             dir: config.dir.clone(),
+            lacks_reserve: false,
         })
     }
 
@@ -199,8 +203,17 @@ impl Record {
         }
     }
 
-    /// Says it when a stored record could not be read.
-    pub(in crate::node) fn check_damage(&mut self, now: Nanos) {
+    /// Says it when the disk has no room for the reserve, and when a stored record could not be read.
+    pub(in crate::node) fn check_disk(&mut self, now: Nanos) {
+        let reserve = self.store.reserve();
+        if reserve.refused && !self.lacks_reserve {
+            tracing::warn!(
+                target: log::ARCHIVE, engine = %self.name, stream = %self.group, ready = reserve.ready, size = reserve.size,
+                "the disk has no room for the reserve: {} of {} bytes are ready in {dir}; it is tried again every second. Make room, or set a smaller `reserve`",
+                reserve.ready, reserve.size, dir = self.dir.display()
+            );
+        }
+        self.lacks_reserve = reserve.refused;
         if let Some(times) = self.damage.news(self.store.damaged(), now) {
             tracing::error!(
                 target: log::ARCHIVE, engine = %self.name, stream = %self.group, times,
@@ -259,6 +272,7 @@ impl Record {
 
     fn counts(&self) -> ArchiveCounts {
         let stats = self.archiver.stats();
+        let reserve = self.store.reserve();
         ArchiveCounts {
             sessions: self.store.session_count(),
             stored: stats.stored,
@@ -276,6 +290,9 @@ impl Record {
             full: stats.full,
             failed: stats.failed,
             damaged: self.store.damaged(),
+            reserve_ready: reserve.ready,
+            reserve_size: reserve.size,
+            reserve_refused: reserve.refused.into(),
             acks: stats.acks,
             naks: stats.naks,
             naks_answered: stats.repairs.naks,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use seqcast_archive::{AppendError, Archive, Error, Keep as Limits, Options, SessionLog, SessionMeta};
+use seqcast_archive::{AppendError, Archive, Error, Keep as Limits, Options, Reserve, SessionLog, SessionMeta};
 use seqcast_proto::io::{ArchiveStore, End, Lookup, Record, Refused, Store};
 use seqcast_proto::seq::{Seq, SeqRange, Session, Stream};
 use seqcast_proto::server::Inherited;
@@ -131,6 +131,12 @@ impl Recorder {
         let archive = &self.log.archive;
         let logs = archive.sessions().filter_map(|s| archive.session(s));
         logs.map(SessionLog::damaged).sum()
+    }
+
+    /// How much of its reserve is ready.
+    #[must_use]
+    pub fn reserve(&self) -> Reserve {
+        self.log.archive.reserve()
     }
 
     /// The archive's identity.
