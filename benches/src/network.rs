@@ -213,7 +213,7 @@ pub(crate) fn round(
                 InTurn::open(side, engine::xdp(side, mode, 0.0)?)
             })?;
             if mode == Mode::Driver {
-                turn.take_across("Seqcast xdp, one core", "programs xdp, other core", mode)?;
+                turn.take_across(mode)?;
                 turn.take("threads xdp, driver", &[trip(SMALL, Some(engine))], |side| {
                     Apart::open(side, move |side| engine::xdp(side, mode, 0.0))
                 })?;
@@ -373,15 +373,31 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Engines of both ends on one core: with their programs within, and with programs on the other core.
+    /// Engines of both ends on one core: with their programs within, and with programs on the other core, through
+    /// rings of two sizes.
     #[cfg(feature = "xdp")]
-    fn take_across(&mut self, within: &'static str, across: &'static str, mode: Mode) -> Result<()> {
-        if !TRIP.contains(self.task) || ![within, across].iter().any(|name| is_wanted(self.only, name)) {
+    fn take_across(&mut self, mode: Mode) -> Result<()> {
+        let within = "Seqcast xdp, one core";
+        let (beside, small_ring) = ("programs xdp, other core", "programs xdp, other core, small ring");
+        if !TRIP.contains(self.task)
+            || ![within, beside, small_ring]
+                .iter()
+                .any(|name| is_wanted(self.only, name))
+        {
             return Ok(());
         }
         let open = |side: &Side| engine::xdp(side, mode, 0.0);
-        let (alone, beside) = across::round_trips(self.pair, self.time, open).context(across)?;
-        for (contender, limit, trips) in [(within, None, alone), (across, Some(within), beside)] {
+        let (pair, time) = (&*self.pair, self.time);
+        for (contender, limit, trips) in [
+            (within, None, across::within(pair, time, open)),
+            (beside, Some(within), across::beside(pair, time, open, "")),
+            (
+                small_ring,
+                Some(within),
+                across::beside(pair, time, open, "ring = \"512 KiB\""),
+            ),
+        ] {
+            let trips = trips.context(contender)?;
             let name = Name {
                 group: ROUND_TRIP,
                 contender,

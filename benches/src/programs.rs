@@ -78,9 +78,10 @@ impl Program {
     }
 }
 
-/// An engine that takes programs and never sleeps, to be turned by hand, and what programs attach to.
-fn spinning<L: Link>(side: &Side, (link, may_hold): (L, u32)) -> Result<(Node<L>, Engine)> {
-    let config = config(side, "idle = \"spin\"\n[programs]")?;
+/// An engine that takes programs and never sleeps, to be turned by hand, and what programs attach to. `more` are settings
+/// of `[programs]`.
+fn spinning<L: Link>(side: &Side, (link, may_hold): (L, u32), more: &str) -> Result<(Node<L>, Engine)> {
+    let config = config(side, &format!("idle = \"spin\"\n[programs]\n{more}"))?;
     let node = Node::open(&config, link, may_hold, Arc::default(), Programs::default())?;
     let engine = node.programs().context("it has no programs")?;
     Ok((node, engine))
@@ -95,7 +96,7 @@ pub(crate) struct InTurn<L: Link> {
 
 impl<L: Link> InTurn<L> {
     pub(crate) fn open(side: &Side, link: (L, u32)) -> Result<InTurn<L>> {
-        let (node, engine) = spinning(side, link)?;
+        let (node, engine) = spinning(side, link, "")?;
         Ok(InTurn {
             program: Program::attach(&engine)?,
             node,

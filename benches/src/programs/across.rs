@@ -30,12 +30,12 @@ const READY_AFTER: Duration = Duration::from_secs(5);
 /// A message that is not back by then was lost.
 const LOST_AFTER: Duration = Duration::from_millis(100);
 
-/// Round trips in nanoseconds: of programs within the engines, then of programs on the other core.
-pub(crate) fn round_trips<L: Link>(
+/// Round trips, in nanoseconds, of programs within the engines.
+pub(crate) fn within<L: Link>(
     pair: &Pair,
     time: Duration,
     open: impl Fn(&Side) -> Result<(L, u32)> + Sync,
-) -> Result<(Histogram<u64>, Histogram<u64>)> {
+) -> Result<Histogram<u64>> {
     thread::scope(|scope| {
         let within = scope.spawn(|| {
             let side = pair.enter(End::Near)?;
@@ -45,8 +45,7 @@ pub(crate) fn round_trips<L: Link>(
             side.pin()?;
             measure(time, |word| turn_about(&mut near, &mut far, word))
         });
-        let within = within.join().map_err(|_| anyhow!("a thread panicked"))??;
-        Ok((within, across(pair, time, &open)?))
+        within.join().map_err(|_| anyhow!("a thread panicked"))?
     })
 }
 
@@ -101,16 +100,18 @@ fn measure(time: Duration, mut trip: impl FnMut(u64) -> Result<bool>) -> Result<
     Ok(all)
 }
 
-fn across<L: Link>(
+/// Round trips, in nanoseconds, of programs on the other core. `settings` are those of `[programs]`.
+pub(crate) fn beside<L: Link>(
     pair: &Pair,
     time: Duration,
-    open: &(impl Fn(&Side) -> Result<(L, u32)> + Sync),
+    open: impl Fn(&Side) -> Result<(L, u32)> + Sync,
+    settings: &str,
 ) -> Result<Histogram<u64>> {
     let over = AtomicBool::new(false);
     let (tell, told) = mpsc::channel();
     thread::scope(|scope| {
         let engines = scope.spawn(|| {
-            let result = turn_engines(pair, open, tell, &over);
+            let result = turn_engines(pair, &open, settings, tell, &over);
             // Whoever waits for a message learns that none will come.
             over.store(true, Ordering::Relaxed);
             result
@@ -132,13 +133,14 @@ fn across<L: Link>(
 fn turn_engines<L: Link>(
     pair: &Pair,
     open: &(impl Fn(&Side) -> Result<(L, u32)> + Sync),
+    settings: &str,
     tell: mpsc::Sender<Engine>,
     over: &AtomicBool,
 ) -> Result<()> {
     let mut nodes = Vec::with_capacity(2);
     for end in [End::Near, End::Far] {
         let side = pair.enter(end)?;
-        let (node, engine) = spinning(&side, open(&side)?)?;
+        let (node, engine) = spinning(&side, open(&side)?, settings)?;
         // Nobody listens if the programs have given up.
         let _ = tell.send(engine);
         nodes.push(node);
