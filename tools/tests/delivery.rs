@@ -150,6 +150,8 @@ fn a_client_that_was_away_finds_everything_in_any_archive_that_is_left() {
     let mut other = world.start("client1", false, &world.client("client1", true));
     let server = world.start("server", false, &both);
     world.until_delivered("risk1", 20);
+    // Without one it begins anew, as it should, and hears nothing of what was.
+    until("its position is kept", || world.path("state.d/risk1.position").exists());
     kill(away);
     world.until_delivered("client1", 50);
     kill(server);
