@@ -271,6 +271,10 @@ local function dissect(buffer, pinfo, tree)
         elseif not cut then
             return malformed("an END of " .. length .. " bytes")
         end
+        -- One that answers goes to who has asked.
+        if not pinfo.visited and time == UInt64(0) then
+            follow(pinfo, kind, stream, session, origin, sequence, sequence)
+        end
         root:add_proto_expert_info(e.ended, info)
     else
         local size = kind == UNAVAILABLE and 12 or 8
