@@ -109,14 +109,8 @@ fn losses_of_one_line_come_over_the_other_without_a_question() {
     for key in ["gaps", "repaired", "lost", "missing"] {
         assert_eq!(count(archive, key), 0, "{key}: {archive:#}");
     }
-    assert!(
-        count(line(&report, "archives", Line::A), "missed") >= 75,
-        "{archive:#}"
-    );
-    assert!(
-        count(line(&report, "archives", Line::B), "missed") >= 75,
-        "{archive:#}"
-    );
+    assert!(count(line(&report, "archives", Line::A), "missed") >= 75, "{archive:#}");
+    assert!(count(line(&report, "archives", Line::B), "missed") >= 75, "{archive:#}");
     // Who listens to B alone has asked there, and was answered.
     let report = world.report("b");
     let alone = &report["subscriptions"][0];
