@@ -78,6 +78,16 @@ fn refuse_question(
     gaps.refused(range, by, answer, parties, now);
 }
 
+const GONE: (Reason, u16) = (Reason::TooOld, 0);
+
+/// These are asked for it in turn, and each has it no more.
+fn asked_and_gone(gaps: &mut Gaps, in_turn: &[SocketAddrV4], range: SeqRange, parties: &Parties, now: Nanos) {
+    for &party in in_turn {
+        assert_eq!(ask(gaps, now, parties)[0].0, party);
+        refuse(gaps, range, party, GONE, parties, now);
+    }
+}
+
 #[test]
 fn a_question_is_as_long_as_the_answer_asked_for() {
     for (ranges, least) in [
@@ -156,7 +166,6 @@ fn a_server_that_has_let_go_is_not_asked_again() {
 #[test]
 fn what_everyone_refuses_is_given_up_without_a_pause() {
     let other = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 2);
-    let gone = (Reason::TooOld, 0);
     let mut gaps = Gaps::new(GapConfig::default(), 1);
     let mut parties = both();
     parties.set_archives([ARCHIVE, other].into_iter(), 0);
@@ -165,8 +174,7 @@ fn what_everyone_refuses_is_given_up_without_a_pause() {
     for party in [ARCHIVE, SERVER, other, ARCHIVE] {
         assert_eq!(gaps.take_given_up(5, &parties), None);
         assert!(gaps.is_due(5, Seq::LAST), "{party} is asked at once");
-        assert_eq!(ask(&mut gaps, 5, &parties)[0].0, party);
-        refuse(&mut gaps, range(1, 1), party, gone, &parties, 5);
+        asked_and_gone(&mut gaps, &[party], range(1, 1), &parties, 5);
     }
     assert!(gaps.is_due(5, Seq::LAST));
     assert_eq!(gaps.take_given_up(5, &parties), Some((range(1, 1), Loss::Refused)));
@@ -179,18 +187,14 @@ fn an_archive_that_refuses_twice_is_not_asked_at_once() {
     // A server that has just started may not have named all archives.
     assert!(parties.heard(1, 0));
     gaps.miss(range(1, 1), 0);
-    for party in [ARCHIVE, SERVER, ARCHIVE] {
-        assert_eq!(ask(&mut gaps, 5, &parties)[0].0, party);
-        refuse(&mut gaps, range(1, 1), party, (Reason::TooOld, 0), &parties, 5);
-    }
+    asked_and_gone(&mut gaps, &[ARCHIVE, SERVER, ARCHIVE], range(1, 1), &parties, 5);
     let mut last = 5;
     while last < NAMED {
         assert_eq!(gaps.take_given_up(last, &parties), None);
         let due = gaps.next_due();
         assert!(due >= last + GapConfig::default().initial_timeout);
         last = due;
-        assert_eq!(ask(&mut gaps, due, &parties)[0].0, ARCHIVE);
-        refuse(&mut gaps, range(1, 1), ARCHIVE, (Reason::TooOld, 0), &parties, due);
+        asked_and_gone(&mut gaps, &[ARCHIVE], range(1, 1), &parties, due);
     }
     assert_eq!(gaps.take_given_up(last, &parties), Some((range(1, 1), Loss::Refused)));
 }
@@ -198,22 +202,17 @@ fn an_archive_that_refuses_twice_is_not_asked_at_once() {
 #[test]
 fn an_archive_that_is_named_no_more_is_waited_for() {
     let other = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 2);
-    let gone = (Reason::TooOld, 0);
     let mut gaps = Gaps::new(GapConfig::default(), 1);
     let mut parties = both();
     parties.set_archives([ARCHIVE, other].into_iter(), 0);
     parties.set_archives([ARCHIVE].into_iter(), 1);
     gaps.miss(range(1, 1), 1);
     let mut now = 1;
-    for party in [ARCHIVE, SERVER, ARCHIVE] {
-        assert_eq!(ask(&mut gaps, now, &parties)[0].0, party);
-        refuse(&mut gaps, range(1, 1), party, gone, &parties, now);
-    }
+    asked_and_gone(&mut gaps, &[ARCHIVE, SERVER, ARCHIVE], range(1, 1), &parties, now);
     while now < AWAITED {
         assert_eq!(gaps.take_given_up(now, &parties), None, "it may be starting again");
         now = gaps.next_due();
-        assert_eq!(ask(&mut gaps, now, &parties)[0].0, ARCHIVE);
-        refuse(&mut gaps, range(1, 1), ARCHIVE, gone, &parties, now);
+        asked_and_gone(&mut gaps, &[ARCHIVE], range(1, 1), &parties, now);
     }
     assert_eq!(gaps.take_given_up(now, &parties), Some((range(1, 1), Loss::Refused)));
     // When it is back it is asked, and waited for no longer.
@@ -224,7 +223,7 @@ fn an_archive_that_is_named_no_more_is_waited_for() {
     while gaps.take_given_up(now, &parties).is_none() {
         now = gaps.next_due().max(now);
         let (party, ..) = ask(&mut gaps, now, &parties)[0];
-        refuse(&mut gaps, range(2, 1), party, gone, &parties, now);
+        refuse(&mut gaps, range(2, 1), party, GONE, &parties, now);
         assert!(now < back + AWAITED);
     }
 }
@@ -244,10 +243,7 @@ fn an_archive_that_is_back_under_another_port_is_not_waited_for() {
         parties.set_archives([ARCHIVE, named].into_iter(), 0);
         parties.set_archives([named].into_iter(), 1);
         gaps.miss(range(1, 1), 1);
-        for party in [named, SERVER, named] {
-            assert_eq!(ask(&mut gaps, 1, &parties)[0].0, party);
-            refuse(&mut gaps, range(1, 1), party, (Reason::TooOld, 0), &parties, 1);
-        }
+        asked_and_gone(&mut gaps, &[named, SERVER, named], range(1, 1), &parties, 1);
         assert_eq!(gaps.take_given_up(1, &parties).is_some(), is_back, "{named}");
     }
 }
