@@ -129,7 +129,7 @@ fn a_line_that_is_cut_and_comes_back_costs_nothing_but_a_word() {
     let archive = world.start_on_both("archive", NONE, &archive);
     let both = world.two_lines(&world.client("both", true), "both");
     // What both lines lose behind the cut is asked for over line B; up to half of the frames may be heartbeats.
-    let mut both = world.start_on_both("both", [(0, 0), (5_500, 60)], &both);
+    let mut both = world.start_on_both("both", [(0, 0), (4_000, 60)], &both);
     let mut server = world.start_on_both("server", NONE, &world.server_on_two_lines(6_000));
     world.until_delivered("both", 5);
     world.lab.set_link(Line::A, "server", false).unwrap();

@@ -10,7 +10,6 @@ use common::wire::{Wire, reported_lost};
 use common::{LIMIT, START, World, terminate, until};
 use seqcast_engine::feed::binaryfile;
 use seqcast_proto::lines::Line;
-use seqcast_proto::ranges::RangeSet;
 use seqcast_proto::seq::{Seq, SeqRange, Session};
 use seqcast_proto::wire::{Body, Kind, Reason, Stamp, flags};
 use seqcast_tools::lab::{Lab, Process};
@@ -129,13 +128,12 @@ fn the_archive_is_asked_then_the_server_then_both_again_until_the_range_is_lost(
     assert!(wire.answers(ignored).is_empty());
     let lost = reported_lost(&world.log("ignored"));
     assert_eq!(lost[0].first, number);
-    // What was asked for and nothing else. A slow machine loses more than it was made to: nobody answers this client.
-    let mut asked = RangeSet::new(1_000);
-    for question in wire.questions(ignored) {
-        asked.insert(question.range).unwrap();
-    }
-    let was_asked = |l: &SeqRange| asked.as_slice().iter().any(|a| a.first <= l.first && l.last <= a.last);
-    assert!(lost.iter().all(was_asked), "{lost:?}");
+    // In one piece, all of which was asked for. How long it is depends on the heartbeats among the datagrams; and while
+    // nobody answers, a slow machine finds no room for messages that came, which are lost as well.
+    assert!(lost.get(1).is_none_or(|l| l.first > lost[0].end()), "{lost:?}");
+    let questions = wire.questions(ignored);
+    let asked = |seq: Seq| questions.iter().any(|q| (q.range.first..=q.range.last).contains(&seq));
+    assert!((lost[0].first.0..=lost[0].last.0).map(Seq).all(asked), "{lost:?}");
     let report = &world.report("ignored")["subscriptions"][0];
     assert_eq!(report["lost"], lost.iter().map(|l| l.len()).sum::<u32>(), "{report}");
     world.assert_all_but("ignored", &lost);
